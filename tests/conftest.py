@@ -1,0 +1,11 @@
+"""Test-wide set-up: shapes are checked at run time, eight CPU devices are emulated."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+from jaxtyping import install_import_hook
+
+# Every annotated public function of the packages is checked against its shapes while the tests run.
+install_import_hook(["zigma_jax", "zigma_kernels"], "beartype.beartype")

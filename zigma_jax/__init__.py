@@ -1,0 +1,1 @@
+"""ZigMa (Zigzag Mamba diffusion, arXiv 2403.13802) in JAX."""
