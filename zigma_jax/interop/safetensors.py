@@ -1,0 +1,47 @@
+"""Safetensors files: a model's parameters by their dotted paths, its configuration in the header.
+
+Kernels are (in, out) and the blocks' tensors carry a leading layer axis, as in the model itself.
+"""
+
+import dataclasses
+import json
+import os
+
+import safetensors
+from safetensors.numpy import save_file
+
+from zigma_jax.interop.weights import flat_parameters, model_from_parameters
+from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.zigma import ZigMa
+
+_CONFIG_KEY = "zigma_jax.config"  # JSON of the ZigMaConfig's fields
+
+
+def save_safetensors(model: ZigMa, path: str | os.PathLike) -> None:
+    """Writes the model's parameters in float32 and its configuration."""
+    metadata = {"format": "flax", _CONFIG_KEY: json.dumps(dataclasses.asdict(model.cfg))}
+    save_file(flat_parameters(model), path, metadata=metadata)
+
+
+def load_safetensors(path: str | os.PathLike, *, config: ZigMaConfig | None = None) -> ZigMa:
+    """Reads what `save_safetensors` wrote.
+
+    Args:
+        path: the file.
+        config: the architecture; None reads it from the file's header.
+
+    Raises:
+        ValueError: not a safetensors file, no configuration in either place, or tensors that are missing,
+            unexpected or mis-shaped (all listed by name).
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    if config is None:
+        if _CONFIG_KEY not in metadata:
+            raise ValueError(f"{path}: no {_CONFIG_KEY} in its header; give the architecture as `config`")
+        config = ZigMaConfig(**json.loads(metadata[_CONFIG_KEY]))
+    return model_from_parameters(config, parameters, os.fspath(path))

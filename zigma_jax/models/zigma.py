@@ -1,0 +1,184 @@
+"""ZigMa: a diffusion backbone whose layers scan the tokens along a different path each (arXiv 2403.13802)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from zigma_jax.models.blocks import Block
+from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.embeddings import TimeEmbedding, patchify, sincos_table, unpatchify
+from zigma_jax.models.initializers import normal_002, torch_linear, xavier_uniform, zeros
+from zigma_jax.models.orders import scan_orders
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def stack_layers(make_layer, depth: int, key: Key[Array, ""]):
+    """One module whose every parameter has a leading axis of `depth` layers, each initialised with its own key."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_layer(nnx.Rngs(0))))
+    states = jax.vmap(lambda k: nnx.state(make_layer(nnx.Rngs(k))))(jax.random.split(key, depth))
+    return nnx.merge(graphdef, states)
+
+
+class ZigMa(nnx.Module):
+    """The backbone: patches → tokens → `depth` blocks → patches.
+
+    Args:
+        cfg: architecture and numerics.
+        rngs: `nnx.Rngs`; its `params` stream initialises the weights as the original does.
+
+    Attributes:
+        blocks: one `Block` whose parameters carry a leading layer axis (depth, …).
+        orders: the visiting orders of one period: layer i uses `orders[i % len(orders)]`, one path a direction.
+    """
+
+    def __init__(self, cfg: ZigMaConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(cfg.dtype)
+        size, patch_values = cfg.hidden_size, cfg.patch_size**2 * cfg.channels
+        self.cfg = cfg
+        self.orders = scan_orders(cfg.scan, cfg.grid, seed=cfg.scan_seed)
+
+        self.patch_embed = nnx.Linear(
+            patch_values, size, dtype=dtype, kernel_init=xavier_uniform, bias_init=zeros, rngs=rngs
+        )
+        self.time_embed = TimeEmbedding(size, rngs=rngs)
+        if cfg.num_classes:
+            rows = cfg.num_classes + cfg.null_class
+            self.class_embed = nnx.Embed(rows, size, embedding_init=normal_002, rngs=rngs)
+        if cfg.context_size:
+            self.context_embed = nnx.Linear(
+                cfg.context_size, size, dtype=dtype, kernel_init=torch_linear, bias_init=zeros, rngs=rngs
+            )
+        if cfg.pos_embed in ("learned", "sincos"):
+            learned = cfg.pos_embed == "learned"
+            self.pos_embed = nnx.Param(
+                jnp.zeros((cfg.num_tokens, size)) if learned else jnp.asarray(sincos_table(cfg.grid, size))
+            )
+        if cfg.temporal_pos_embed:
+            self.temporal_pos_embed = nnx.Param(jnp.zeros((cfg.grid[0], size)))
+        directions = len(self.orders[0])
+        self.blocks = stack_layers(lambda r: Block(cfg, directions, rngs=r), cfg.depth, rngs.params())
+        self.norm = nnx.RMSNorm(size, epsilon=1e-5, rngs=rngs)
+        self.norm_out = nnx.LayerNorm(
+            size, epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, rngs=rngs
+        )
+        self.out = nnx.Linear(size, patch_values, dtype=dtype, kernel_init=torch_linear, bias_init=zeros, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b ..."],
+        t: Float[Array, " b"],
+        y: Int[Array, " b"] | Float[Array, "b m context"] | None = None,
+        *,
+        key: Key[Array, "*b"] | None = None,
+    ) -> Float[Array, "b ..."]:
+        """The model's prediction at (x, t), float32, of x's shape.
+
+        Args:
+            x: samples (b, [f,] h, w, c), of the configuration's `sample_shape`.
+            t: times (b,) in [0, 1]; data at 1.
+            y: None, class labels (b,), or text tokens (b, m, context_size), as the configuration says. A label
+                outside [0, num_classes) cannot be seen under jit: check it where data enters.
+            key: turns stochastic depth on, as in training: one key for the batch, or one a sample (b,).
+
+        Raises:
+            ValueError: x or y does not fit the configuration.
+        """
+        self._check(x, y)
+        cfg = self.cfg
+        tokens = self.patch_embed(patchify(x, cfg.patch_size))
+        tokens = self._add_positions(tokens)
+        c, text = self._condition(t, y)
+        keep = None if key is None else drop_path_scales(key, x.shape[0], cfg.depth, cfg.drop_path_rate)
+
+        tokens, residual = self._apply_blocks(tokens, c, text, keep)
+
+        branch = tokens if keep is None else tokens * keep[-1][:, None, None]
+        residual = residual + branch.astype(jnp.float32)
+        values = self.out(self.norm_out(self.norm(residual)))
+        return unpatchify(values.astype(jnp.float32), cfg.sample_shape, cfg.patch_size)
+
+    def _check(self, x, y):
+        cfg = self.cfg
+        if x.shape[1:] != cfg.sample_shape:
+            raise ValueError(f"x has shape {x.shape}: the model takes (batch, {', '.join(map(str, cfg.sample_shape))})")
+        if cfg.num_classes and (y is None or y.ndim != 1):
+            raise ValueError(f"y = {_describe(y)}: a model with {cfg.num_classes} classes takes labels (batch,)")
+        if cfg.context_size and (y is None or y.ndim != 3 or y.shape[-1] != cfg.context_size):
+            raise ValueError(
+                f"y = {_describe(y)}: a text-conditioned model takes tokens (batch, tokens, {cfg.context_size})"
+            )
+        if not (cfg.num_classes or cfg.context_size) and y is not None:
+            raise ValueError(f"y = {_describe(y)}: this model takes no condition (num_classes = context_size = 0)")
+
+    def _add_positions(self, tokens):
+        cfg = self.cfg
+        if cfg.pos_embed == "learned":
+            tokens = tokens + self.pos_embed[...].astype(tokens.dtype)
+        elif cfg.pos_embed == "sincos":
+            tokens = tokens + jax.lax.stop_gradient(self.pos_embed[...]).astype(tokens.dtype)
+        if cfg.temporal_pos_embed:
+            frame = jnp.repeat(self.temporal_pos_embed[...], cfg.num_tokens // cfg.grid[0], axis=0)
+            tokens = tokens + frame.astype(tokens.dtype)
+        return tokens
+
+    def _condition(self, t, y):
+        """The vector that modulates every block (b, hidden), and the text tokens (b, m, hidden) if there are any."""
+        c = self.time_embed(t)
+        if self.cfg.num_classes:
+            return c + self.class_embed(y), None
+        if self.cfg.context_size:
+            text = self.context_embed(y)
+            return c + jnp.mean(text.astype(jnp.float32), axis=1), text
+        return c, None
+
+    def _apply_blocks(self, x, c, text, keep):
+        """All blocks: a scan over groups of one period of orders, so that compile time does not grow with depth."""
+        graphdef, layers = nnx.split(self.blocks)
+        period = min(len(self.orders), self.cfg.depth)
+        groups, rest = divmod(self.cfg.depth, period)
+
+        def apply_block(orders, carry, layer, keep):
+            return nnx.merge(graphdef, layer)(*carry, c, text, orders, keep)
+
+        if self.cfg.remat != "none":
+            apply_block = jax.checkpoint(apply_block, static_argnums=(0,), policy=REMAT_POLICIES[self.cfg.remat])
+
+        def apply_group(carry, xs):
+            for i in range(jax.tree.leaves(xs)[0].shape[0]):
+                layer, layer_keep = jax.tree.map(lambda a, i=i: a[i], xs)
+                carry = apply_block(self.orders[i], carry, layer, layer_keep)
+            return carry, None
+
+        xs = (layers, None if keep is None else keep[:-1])
+        carry = (x, jnp.zeros(x.shape, jnp.float32))
+        grouped = jax.tree.map(lambda a: a[: groups * period].reshape(groups, period, *a.shape[1:]), xs)
+        carry, _ = jax.lax.scan(apply_group, carry, grouped)
+        if rest:
+            carry, _ = apply_group(carry, jax.tree.map(lambda a: a[-rest:], xs))
+        return carry
+
+
+def drop_path_scales(
+    key: Key[Array, "*b"], batch: int, depth: int, rate: float
+) -> Float[Array, "layers b"]:
+    """What stochastic depth multiplies each sample's branch with, layer by layer and before the final norm.
+
+    (depth + 1, b): 0 with the layer's rate, else 1 / (1 − rate). Rates are [0] + linspace(0, rate, depth), the
+    i-th of it for block i, and `rate` itself before the final norm. Each sample draws from its own key.
+    """
+    rates = np.concatenate([[0.0], np.linspace(0.0, rate, depth)[: depth - 1], [rate]]).astype(np.float32)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch)) if key.ndim == 0 else key
+    drawn = jax.vmap(lambda k: jax.random.uniform(k, (depth + 1,)))(keys).T
+    return jnp.where(drawn >= rates[:, None], 1.0 / (1.0 - rates[:, None]), 0.0)
+
+
+def _describe(y) -> str:
+    return "None" if y is None else f"{y.dtype}{list(y.shape)}"
