@@ -10,6 +10,8 @@ from jaxtyping import Int32
 
 from zigma_kernels.hilbert import hilbert_order
 
+Ints = tuple[int, ...]
+Bools = tuple[bool, ...]
 KINDS = ("raster", "zigzag", "hilbert", "official_hilbert", "random")
 
 
@@ -25,8 +27,8 @@ class GridPath:
         grid: sides of the token grid, (H, W) for an image, (F, H, W) for a video.
         kind: the order inside a segment, on the sub-grid whose axes are `axes`, in that order.
             ``"raster"``: nested loops, the last of `axes` innermost.
-            ``"zigzag"``: the same loops, an axis turning round after each pass along it (boustrophedon); every
-            step moves to a neighbour, on any shape.
+            ``"zigzag"``: the same loops, an axis turning round after each pass along it (boustrophedon);
+            every step moves to a neighbour, on any shape.
             ``"hilbert"``: generalised Hilbert path over two axes, its ends apart along ``axes[0]``; every
             step moves to a neighbour, on any rectangle (`hilbert_order` says where it ends).
             ``"official_hilbert"``: what the original code calls ``hilbertN``, squares only: the map from
@@ -40,10 +42,10 @@ class GridPath:
     Raises ValueError naming the field and the rule for anything that is no such path.
     """
 
-    grid: tuple[int, ...]
+    grid: Ints
     kind: str = "raster"
-    axes: tuple[int, ...] = ()
-    flip: tuple[bool, ...] = ()
+    axes: Ints = ()
+    flip: Bools = ()
     seed: int = 0
     backward: bool = False
 
@@ -74,28 +76,22 @@ class GridPath:
         require(not (self.backward and flips), "backward", f"a {self.kind} path is reversed by flipping axes")
 
     @classmethod
-    def raster(
-        cls, grid: tuple[int, ...], axes: tuple[int, ...] = (), flip: tuple[bool, ...] = ()
-    ) -> "GridPath":
+    def raster(cls, grid: Ints, axes: Ints = (), flip: Bools = ()) -> "GridPath":
         """Nested loops over `axes`; by default all tokens in the order in which they lie in memory."""
         return cls(grid, "raster", axes, flip)
 
     @classmethod
-    def zigzag(
-        cls, grid: tuple[int, ...], axes: tuple[int, ...] = (), flip: tuple[bool, ...] = ()
-    ) -> "GridPath":
+    def zigzag(cls, grid: Ints, axes: Ints = (), flip: Bools = ()) -> "GridPath":
         """Boustrophedon over `axes`."""
         return cls(grid, "zigzag", axes, flip)
 
     @classmethod
-    def hilbert(
-        cls, grid: tuple[int, ...], axes: tuple[int, ...] = (), flip: tuple[bool, ...] = ()
-    ) -> "GridPath":
+    def hilbert(cls, grid: Ints, axes: Ints = (), flip: Bools = ()) -> "GridPath":
         """Generalised Hilbert path over two axes."""
         return cls(grid, "hilbert", axes, flip)
 
     @classmethod
-    def random(cls, grid: tuple[int, ...], seed: int, axes: tuple[int, ...] = ()) -> "GridPath":
+    def random(cls, grid: Ints, seed: int, axes: Ints = ()) -> "GridPath":
         """A permutation drawn from `seed`, the same in every segment."""
         return cls(grid, "random", axes, seed=seed)
 
@@ -150,26 +146,28 @@ class GridPath:
         """The path that visits each segment in the opposite order."""
         if self.kind == "raster":
             return replace(self, flip=tuple(not start for start in self.flip))
-        if (
-            self.kind == "zigzag"
-        ):  # an axis ends where it started after an even number of passes, one per outer position
-            passes = (math.prod(self.shape[:i]) for i in range(len(self.axes)))
+        if self.kind == "zigzag":  # an axis ends where it started after an even number of passes along it
+            passes = [math.prod(self.shape[:i]) for i in range(len(self.axes))]
             return replace(
-                self, flip=tuple(start ^ (n % 2 == 1) for start, n in zip(self.flip, passes, strict=True))
+                self, flip=tuple(far ^ (n % 2 == 1) for far, n in zip(self.flip, passes, strict=True))
             )
         return replace(self, backward=not self.backward)
 
 
-def zigzag_paths(height: int, width: int) -> tuple[GridPath, ...]:
-    """The eight zigzag paths of an image, in ZigMa's order.
+def zigzag_paths(grid: Ints) -> tuple[GridPath, ...]:
+    """The eight zigzag paths of an image, in ZigMa's order; of a video's frames, each frame a segment.
 
     From each corner (0, 0), (0, W-1), (H-1, 0), (H-1, W-1): row by row, then column by column. On squares these
     are the paths of ``zigzag_path`` in the original's utils/utils_zigzag.py.
     """
+    row, column = len(grid) - 2, len(grid) - 1
     return tuple(
-        GridPath.zigzag((height, width), axes, tuple(corner[axis] for axis in axes))
-        for corner in product((False, True), repeat=2)
-        for axes in ((0, 1), (1, 0))
+        path
+        for bottom, right in product((False, True), repeat=2)
+        for path in (
+            GridPath.zigzag(grid, (row, column), (bottom, right)),
+            GridPath.zigzag(grid, (column, row), (right, bottom)),
+        )
     )
 
 
@@ -187,23 +185,32 @@ def _tables(path: GridPath) -> tuple[np.ndarray, np.ndarray]:
 
 def _segment_order(path: GridPath) -> np.ndarray:
     """The order inside a segment, as raster indices of the sub-grid that the visited axes span."""
-    steps = np.arange(path.segment_length)
+    visited = sorted(path.axes)
+    cells = np.arange(path.segment_length).reshape([path.grid[axis] for axis in visited])
+    cells = cells.transpose([visited.index(axis) for axis in path.axes])
+    cells = np.flip(cells, tuple(i for i, far in enumerate(path.flip) if far)).reshape(-1)
     match path.kind:
-        case "hilbert" | "official_hilbert":
-            steps = hilbert_order(*path.shape)
-        case "random":  # RandomState, unlike Generator, is frozen: a seed means the same permutation for ever
-            steps = np.random.RandomState(path.seed).permutation(path.segment_length)
-    index = list(np.unravel_index(steps, path.shape))
-    for i, (side, start) in enumerate(zip(path.shape, path.flip, strict=True)):
-        turned = start
-        if path.kind == "zigzag":  # a pass along this axis for each position of the slower ones, to and fro
-            turned = start ^ (steps // math.prod(path.shape[i:]) % 2 == 1)
-        index[i] = np.where(turned, side - 1 - index[i], index[i])
-    by_axis = sorted(zip(path.axes, index, path.shape, strict=True), key=lambda visited: visited[0])
-    order = np.ravel_multi_index([where for _, where, _ in by_axis], [side for _, _, side in by_axis])
-    if path.kind == "official_hilbert":
-        order = _invert(order)
+        case "raster":
+            order = cells
+        case "zigzag":
+            order = cells[_boustrophedon(path.shape)]
+        case "hilbert":
+            order = cells[hilbert_order(*path.shape)]
+        case "official_hilbert":
+            order = _invert(cells[hilbert_order(*path.shape)])
+        case _:  # RandomState, unlike Generator, is frozen: a seed means the same permutation for ever
+            order = cells[np.random.RandomState(path.seed).permutation(path.segment_length)]
     return order[::-1] if path.backward else order
+
+
+def _boustrophedon(shape: tuple[int, ...]) -> np.ndarray:
+    """Raster indices of a grid line by line; every second pass over the inner axes runs from its end."""
+    order = np.zeros(1, np.int64)
+    for side in reversed(shape):
+        passes = np.arange(side)[:, None] * len(order) + order
+        passes[1::2] = passes[1::2, ::-1]
+        order = passes.reshape(-1)
+    return order
 
 
 def _invert(permutation: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ def hilbert_order(rows: int, columns: int) -> Int32[np.ndarray, " L"]:
     """Raster indices, int32, of a (rows, columns) grid along a generalised Hilbert path from corner (0, 0).
 
     On a square of side 2ⁿ this is Hilbert's curve; elsewhere the same recursion with uneven halves (the idea
-    is J. Červený's "gilbert"). On squares it is the path that ``hilbert_path`` of ZigMa's original code ranks.
+    is J. Červený's "gilbert"). On squares it is the path that ``hilbert_path`` of the original ZigMa ranks.
 
     Every step moves to a 4-neighbour, on every rectangle. What parity decides is where the path can end.
     Colour the cells like a chessboard: a step changes the colour, so a path through all cells from (0, 0) to
