@@ -157,8 +157,8 @@ class GridPath:
 def zigzag_paths(grid: Ints) -> tuple[GridPath, ...]:
     """The eight zigzag paths of an image, in ZigMa's order; of a video's frames, each frame a segment.
 
-    From each corner (0, 0), (0, W-1), (H-1, 0), (H-1, W-1): row by row, then column by column. On squares these
-    are the paths of ``zigzag_path`` in the original's utils/utils_zigzag.py.
+    From each corner (0, 0), (0, W-1), (H-1, 0), (H-1, W-1): row by row, then column by column. On squares
+    these are the paths of ``zigzag_path`` in the original's utils/utils_zigzag.py.
     """
     row, column = len(grid) - 2, len(grid) - 1
     return tuple(
