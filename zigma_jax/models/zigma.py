@@ -36,14 +36,14 @@ class ZigMa(nnx.Module):
 
     Attributes:
         blocks: one `Block` whose parameters carry a leading layer axis (depth, …).
-        orders: the visiting orders of one period: layer i uses `orders[i % len(orders)]`, one path a direction.
+        plan: the visiting orders: layer i scans along `plan.layer(i)`.
     """
 
     def __init__(self, cfg: ZigMaConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(cfg.dtype)
         size, patch_values = cfg.hidden_size, cfg.patch_size**2 * cfg.channels
         self.cfg = cfg
-        self.orders = scan_orders(cfg.scan, cfg.grid, seed=cfg.scan_seed)
+        self.plan = scan_orders(cfg.scan, cfg.grid, seed=cfg.scan_seed)
 
         self.patch_embed = nnx.Linear(
             patch_values, size, dtype=dtype, kernel_init=xavier_uniform, bias_init=zeros, rngs=rngs
@@ -63,7 +63,7 @@ class ZigMa(nnx.Module):
             )
         if cfg.temporal_pos_embed:
             self.temporal_pos_embed = nnx.Param(jnp.zeros((cfg.grid[0], size)))
-        directions = len(self.orders[0])
+        directions = 2 if self.plan.bidirectional else 1
         self.blocks = stack_layers(lambda r: Block(cfg, directions, rngs=r), cfg.depth, rngs.params())
         self.norm = nnx.RMSNorm(size, epsilon=1e-5, rngs=rngs)
         self.norm_out = nnx.LayerNorm(
@@ -142,7 +142,7 @@ class ZigMa(nnx.Module):
     def _apply_blocks(self, x, c, text, keep):
         """All blocks: a scan over groups of one period of orders, so that compile time does not grow with depth."""
         graphdef, layers = nnx.split(self.blocks)
-        period = min(len(self.orders), self.cfg.depth)
+        period = min(self.plan.period, self.cfg.depth)
         groups, rest = divmod(self.cfg.depth, period)
 
         def apply_block(orders, carry, layer, keep):
@@ -154,7 +154,7 @@ class ZigMa(nnx.Module):
         def apply_group(carry, xs):
             for i in range(jax.tree.leaves(xs)[0].shape[0]):
                 layer, layer_keep = jax.tree.map(lambda a, i=i: a[i], xs)
-                carry = apply_block(self.orders[i], carry, layer, layer_keep)
+                carry = apply_block(self.plan.layer(i), carry, layer, layer_keep)
             return carry, None
 
         xs = (layers, None if keep is None else keep[:-1])

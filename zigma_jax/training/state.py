@@ -1,0 +1,90 @@
+"""What training carries from step to step, and the optimiser that updates it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Int32
+
+from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.zigma import ZigMa
+from zigma_jax.training.config import OptimizerConfig
+from zigma_jax.training.sharding import state_shardings
+
+Params = dict[str, Any]  # nested by attribute name, arrays at the leaves; `nnx.merge(graphdef, params)` is the model
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a checkpoint holds of the training itself.
+
+    Attributes:
+        step: batches seen.
+        skipped: how many of them were skipped for a non-finite loss or gradient.
+        skipped_in_a_row: how many of the last ones.
+        params: the parameters, float32.
+        ema: their exponential moving average.
+        opt_state: optax's.
+    """
+
+    step: Int32[Array, ""]
+    skipped: Int32[Array, ""]
+    skipped_in_a_row: Int32[Array, ""]
+    params: Params
+    ema: Params
+    opt_state: Any
+
+
+def learning_rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then constant or cosine to 0 at `steps`. Update n (from 0) uses schedule(n); none is at 0."""
+    after = (
+        optax.constant_schedule(cfg.learning_rate)
+        if cfg.schedule == "constant"
+        else optax.cosine_decay_schedule(cfg.learning_rate, max(steps - cfg.warmup_steps, 1))
+    )
+    warmup = optax.linear_schedule(cfg.learning_rate / (cfg.warmup_steps + 1), cfg.learning_rate, cfg.warmup_steps)
+    return optax.join_schedules([warmup, after], [cfg.warmup_steps])
+
+
+def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW."""
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.clip_norm),
+        optax.adamw(
+            learning_rate(cfg, steps), cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask
+        ),
+    )
+
+
+def decay_mask(params: Params) -> Any:
+    """True for the kernels of linear layers alone: no decay on A_log, D, biases, norms, embeddings, convolutions."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def make_state(model_cfg: ZigMaConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh):
+    """The model's graphdef, its training state at step 0 (made in place, sharded) and that state's shape.
+
+    Returns:
+        (graphdef, init, abstract_state): `init()` makes the state on the devices; `abstract_state` has
+        shapes, dtypes and shardings, which is what restoring a checkpoint needs.
+    """
+
+    def init() -> TrainState:
+        model = ZigMa(model_cfg, rngs=nnx.Rngs(seed))
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        zero = jnp.zeros((), jnp.int32)
+        ema = jax.tree.map(jnp.copy, params)
+        return TrainState(zero, zero, zero, params, ema, optimizer.init(params))
+
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: ZigMa(model_cfg, rngs=nnx.Rngs(0))))
+    shapes = jax.eval_shape(init)
+    shardings = state_shardings(shapes, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+    return graphdef, jax.jit(init, out_shardings=shardings), abstract

@@ -1,0 +1,119 @@
+"""One training step, as a pure function of state and batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+from zigma_jax.interpolant import Interpolant
+from zigma_jax.training.config import RunConfig
+from zigma_jax.training.sharding import batch_sharding, replicated
+from zigma_jax.training.state import Params, TrainState, learning_rate
+
+Batch = dict[str, Array]  # "image" (B, …) in [-1, 1] and, for a model with classes, "label" (B,)
+Metrics = dict[str, Array]  # scalars
+
+
+def sample_keys(seed: int, step: Int[Array, ""], batch_size: int) -> Key[Array, " b"]:
+    """One key a sample of the global batch, from (seed, step, position) alone: the same on any number of devices."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
+
+
+def batch_loss(
+    graphdef: Any,
+    interpolant: Interpolant,
+    label_dropout: float,
+    params: Params,
+    batch: Batch,
+    keys: Key[Array, " b"],
+) -> Float[Array, ""]:
+    """Mean interpolant loss of a batch. Each sample draws noise, time, label and path dropout from its own key."""
+    model = nnx.merge(graphdef, params)
+    noise_keys, label_keys, path_keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
+    y = batch.get("label")
+    if y is not None and label_dropout:
+        dropped = jax.vmap(jax.random.uniform)(label_keys) < label_dropout
+        y = jnp.where(dropped, model.cfg.num_classes, y)
+    losses = interpolant.loss(lambda x, t: model(x, t, y, key=path_keys), batch["image"], noise_keys)
+    return jnp.mean(losses)
+
+
+def make_train_step(
+    graphdef: Any, optimizer: optax.GradientTransformation, config: RunConfig, mesh: Mesh, state: TrainState
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step; `state` (abstract will do) gives the shardings. The state given to the step is donated.
+
+    A step whose loss or gradient is not finite changes nothing but the counters `step` and `skipped`.
+    """
+    cfg = config.train
+    schedule = learning_rate(config.optimizer, cfg.steps)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+
+    def loss_and_gradient(params, batch, keys):
+        def loss(params, batch, keys):
+            return batch_loss(graphdef, config.interpolant, cfg.label_dropout, params, batch, keys)
+
+        if cfg.accumulate == 1:
+            return jax.value_and_grad(loss)(params, batch, keys)
+
+        def add_part(total, part):
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, *part)), None
+
+        # Part i takes every accumulate-th sample, so that each stays spread over all devices.
+        parts = jax.tree.map(
+            lambda a: jnp.moveaxis(a.reshape(-1, cfg.accumulate, *a.shape[1:]), 1, 0), (batch, keys)
+        )
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add_part, zero, parts)
+        return jax.tree.map(lambda a: a / cfg.accumulate, total)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = sample_keys(cfg.seed, state.step, cfg.batch_size)
+        loss, gradient = loss_and_gradient(state.params, batch, keys)
+        norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        applied = (state.step - state.skipped).astype(jnp.float32)
+        decay = jnp.minimum(cfg.ema_decay, (1 + applied) / (10 + applied))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+
+        def if_finite(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        new_state = TrainState(
+            step=state.step + 1,
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+            params=if_finite(params, state.params),
+            ema=if_finite(ema, state.ema),
+            opt_state=if_finite(opt_state, state.opt_state),
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": schedule(state.step - state.skipped),
+            "skipped": new_state.skipped,
+            "skipped_in_a_row": new_state.skipped_in_a_row,
+        }
+        return new_state, metrics
+
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+
+
+@jax.jit
+def all_finite(tree: Any) -> Array:
+    """Whether every number in the tree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
