@@ -28,8 +28,7 @@ def check_order(order: Order, length: int) -> Order:
     if isinstance(order, GridPath):
         if order.length != length:
             raise ValueError(f"order: {order} visits {order.length} tokens, the arrays hold {length}")
-        raster = order.segments == 1 and np.array_equal(order.permutation, np.arange(length))
-        return None if raster else order
+        return None if order.is_raster else order
     if not isinstance(order, np.ndarray | Array):
         raise TypeError(f"order: expected None, a GridPath or an integer array, got {type(order).__name__}")
     if order.shape != (length,):
