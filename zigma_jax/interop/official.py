@@ -64,13 +64,7 @@ def save_official(model: ZigMa, path: str | os.PathLike, *, train_steps: int = 0
     Beside the official `args.model.params` the file carries the whole configuration under `zigma_jax`, so that
     `load_official` gives back this model to the bit, also where the original has no such architecture.
     """
-    parameters = flat_parameters(model)
-    state = OrderedDict()
-    for entry in _entries(model.cfg):
-        value = parameters[entry.path]
-        if entry.layer is not None:
-            value = value[entry.layer]
-        state[entry.name] = np.ascontiguousarray(entry.convert.to_official(value, entry.official_shape))
+    state = official_tensors(model)
     write_torch(
         path,
         {
@@ -83,6 +77,16 @@ def save_official(model: ZigMa, path: str | os.PathLike, *, train_steps: int = 0
             "zigma_jax": {"config": dataclasses.asdict(model.cfg)},
         },
     )
+
+
+def official_tensors(model: ZigMa) -> OrderedDict[str, np.ndarray]:
+    """The model's parameters under their official names and in their official layouts."""
+    parameters = flat_parameters(model)
+    tensors = OrderedDict()
+    for entry in _entries(model.cfg):
+        value = parameters[entry.path] if entry.layer is None else parameters[entry.path][entry.layer]
+        tensors[entry.name] = np.ascontiguousarray(entry.convert.to_official(value, entry.official_shape))
+    return tensors
 
 
 @dataclasses.dataclass(frozen=True)
