@@ -3,11 +3,13 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zigma_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 from zigma_kernels.grid_path import GridPath, zigzag_paths
@@ -125,10 +127,11 @@ def test_is_raster():
 
 def test_random_is_the_same_in_another_process():
     code = (
-        "from zigma_kernels.grid_path import GridPath as G; print(G.random((4, 4), 7).permutation.tolist())"
+        "from zigma_kernels.grid_path import GridPath; print(GridPath.random((4, 4), 7).permutation.tolist())"
     )
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, 'kernels'); {code}"]
-    elsewhere = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-c", code]
+    here = Path(zigma_kernels.__file__).parents[1]
+    elsewhere = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout
     assert elsewhere.strip() == str(GridPath.random((4, 4), 7).permutation.tolist())
     assert (GridPath.random((4, 4), 7).permutation != GridPath.random((4, 4), 8).permutation).any()
 
