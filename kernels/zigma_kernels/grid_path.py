@@ -50,30 +50,36 @@ class GridPath:
     backward: bool = False
 
     def __post_init__(self):
-        def require(holds: object, field: str, rule: str):
-            if not holds:
-                raise ValueError(f"GridPath: {field}={getattr(self, field)!r}, but {rule}")
-
         for field in ("grid", "axes", "flip"):
-            require(isinstance(getattr(self, field), tuple), field, "it is a tuple")
+            self._require(isinstance(getattr(self, field), tuple), field, "it is a tuple")
         sides_ok = self.grid and all(isinstance(side, int) and side > 0 for side in self.grid)
-        require(sides_ok, "grid", "a grid has one or more sides, each a positive int")
+        self._require(sides_ok, "grid", "a grid has one or more sides, each a positive int")
         every = tuple(range(len(self.grid)))
         object.__setattr__(self, "axes", self.axes or every)
         object.__setattr__(self, "flip", self.flip or (False,) * len(self.axes))
 
         axes_ok = len(set(self.axes)) == len(self.axes) and set(self.axes) <= set(every)
-        require(axes_ok, "axes", f"axes of grid={self.grid} are distinct and among {every}")
-        require(len(self.flip) == len(self.axes), "flip", f"it has one entry for each of axes={self.axes}")
-        require(self.kind in KINDS, "kind", f"the kinds are {', '.join(KINDS)}")
+        self._require(axes_ok, "axes", f"axes of grid={self.grid} are distinct and among {every}")
+        self._require(
+            len(self.flip) == len(self.axes), "flip", f"it has one entry for each of axes={self.axes}"
+        )
+        self._require(self.kind in KINDS, "kind", f"the kinds are {', '.join(KINDS)}")
         if self.kind in ("hilbert", "official_hilbert"):
-            require(len(self.axes) == 2, "axes", f"a {self.kind} path visits exactly two")
+            self._require(len(self.axes) == 2, "axes", f"a {self.kind} path visits exactly two")
         if self.kind == "official_hilbert":
-            require(self.shape[0] == self.shape[1], "grid", f"{self.kind} knows squares only (hilbert: any)")
-        require(0 <= self.seed < 2**32, "seed", "a seed is in [0, 2**32)")
-        require(self.seed == 0 or self.kind == "random", "seed", f"kind={self.kind!r} takes none")
+            self._require(
+                self.shape[0] == self.shape[1], "grid", f"{self.kind} knows squares only (hilbert: any)"
+            )
+        self._require(0 <= self.seed < 2**32, "seed", "a seed is in [0, 2**32)")
+        self._require(self.seed == 0 or self.kind == "random", "seed", f"kind={self.kind!r} takes none")
         flips = self.kind in ("raster", "zigzag")
-        require(not (self.backward and flips), "backward", f"a {self.kind} path is reversed by flipping axes")
+        self._require(
+            not (self.backward and flips), "backward", f"a {self.kind} path is reversed by flipping axes"
+        )
+
+    def _require(self, holds: object, field: str, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"GridPath: {field}={getattr(self, field)!r}, but {rule}")
 
     @classmethod
     def raster(cls, grid: Ints, axes: Ints = (), flip: Bools = ()) -> "GridPath":

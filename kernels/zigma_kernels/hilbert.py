@@ -1,7 +1,5 @@
 """A Hilbert path through any rectangle, every step to a 4-neighbour."""
 
-from collections.abc import Iterator
-
 import numpy as np
 from jaxtyping import Int32
 
@@ -22,50 +20,29 @@ def hilbert_order(rows: int, columns: int) -> Int32[np.ndarray, " L"]:
 
     A single row ends at (0, columns - 1), a single column at (rows - 1, 0).
     """
-    walk = _to_opposite if rows % 2 == 1 and columns % 2 == 0 else _to_neighbour
-    return np.fromiter(walk(0, columns, 1, rows, columns), np.int32, rows * columns)
-
-
-# A rectangle below is its first cell (a raster index), two signed raster strides u and v at right angles, and
-# its sides w along u and h along v.
-
-
-def _to_neighbour(start: int, u: int, v: int, w: int, h: int) -> Iterator[int]:
-    """Walk from `start` to its neighbouring corner along u; w even or h odd, or w = 1 (a line along v)."""
-    if h == 1:
-        yield from (start + u * i for i in range(w))
-    elif w == 1:
-        yield from (start + v * i for i in range(h))
-    elif 2 * w > 3 * h:  # long: one piece after the other
-        w1 = _even(_half(w, u))
-        yield from _to_neighbour(start, u, v, w1, h)
-        yield from _to_neighbour(start + u * w1, u, v, w - w1, h)
-    else:  # up on the left, across the top, down on the right: with h1 even each ends where the next begins
-        h1 = _even(_half(h, v)) if h > 2 else 1
-        w1 = _half(w, u)
-        yield from _to_neighbour(start, v, u, h1, w1)
-        yield from _to_neighbour(start + v * h1, u, v, w, h - h1)
-        yield from _to_neighbour(start + u * (w - 1) + v * (h1 - 1), -v, -u, h1, w - w1)
-
-
-def _to_opposite(start: int, u: int, v: int, w: int, h: int) -> Iterator[int]:
-    """Walk from `start` to the corner opposite; w odd and h even."""
-    if w == 1:
-        yield from (start + v * i for i in range(h))
-    elif w > h:
-        w1 = _even(_half(w, u))
-        yield from _to_neighbour(start, u, v, w1, h)
-        yield from _to_opposite(start + u * w1, u, v, w - w1, h)
-    else:
-        h1 = _even(_half(h, v))
-        yield from _to_opposite(start, u, v, w, h1)
-        yield from _to_neighbour(start + u * (w - 1) + v * h1, v, -u, h - h1, w)
-
-
-def _half(n: int, stride: int) -> int:
-    """Half of n, rounded towards the end with the greater coordinate (as the official path rounds)."""
-    return n // 2 if stride > 0 else n - n // 2
-
-
-def _even(n: int) -> int:
-    return n + n % 2
+    order: list[int] = []
+    # A rectangle is its first cell (a raster index), two signed raster strides u and v at right angles, and
+    # its sides w along u and h along v. It is walked to its neighbouring corner along u or, if w is odd and h
+    # even, to the opposite one. It is cut into pieces such that each ends beside the start of the next.
+    rectangles = [(0, columns, 1, rows, columns)]
+    while rectangles:
+        start, u, v, w, h = rectangles.pop()
+        if h == 1 or w == 1:
+            stride, n = (u, w) if h == 1 else (v, h)
+            order.extend(range(start, start + stride * n, stride))
+            continue
+        # Halves are rounded towards greater coordinates, as in the original; even ones end where they must.
+        w1 = w // 2 if u > 0 else w - w // 2
+        h1 = h // 2 if v > 0 else h - h // 2
+        w1_even, h1_even = w1 + w1 % 2, h1 + h1 % 2
+        to_opposite = w % 2 == 1 and h % 2 == 0
+        if 2 * w > (2 if to_opposite else 3) * h:  # long: one after the other
+            pieces = [(start, u, v, w1_even, h), (start + u * w1_even, u, v, w - w1_even, h)]
+        elif to_opposite:  # across the lower part, then up from its far side
+            pieces = [(start, u, v, w, h1_even), (start + u * (w - 1) + v * h1_even, v, -u, h - h1_even, w)]
+        else:  # up on the near side, across the upper part, down on the far side
+            up = h1_even if h > 2 else 1
+            far = start + u * (w - 1) + v * (up - 1)
+            pieces = [(start, v, u, up, w1), (start + v * up, u, v, w, h - up), (far, -v, -u, up, w - w1)]
+        rectangles.extend(reversed(pieces))
+    return np.array(order, np.int32)

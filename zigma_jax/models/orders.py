@@ -52,12 +52,12 @@ def scan_orders(name: str, grid: tuple[int, ...], *, seed: int = 0) -> ScanPlan:
     ``zigzag<k>``, k = 1 … 8: the first k zigzag paths of the original, see `zigzag_paths`.
     ``hilbert<k>``, k = 1 … 8: the generalised Hilbert path in the first k of its eight symmetries: as it is,
         transposed, and so on after each quarter turn.
-    ``official_hilbert<k>``: the orders of the original's ``hilbertN<k>``, the inverses of these; squares only.
+    ``official_hilbert<k>``: the orders of the original's ``hilbertN<k>``, inverses of these; squares only.
     ``sweep1``: raster. ``sweep2``: raster and reversed raster in every layer; a video is one sequence.
     ``random<k>``: k permutations drawn from `seed` (at least 0); the only order that depends on it.
     ``video_<letters>``, letters s and t, both present, repeated layer by layer: an s scans each frame along
         the next of the eight zigzag paths, a t each pixel along time, forward and backward by turns.
-    ``zigzag3d<k>``, k = 1 … 48: boustrophedon through the volume, from any corner, in any nesting of the axes.
+    ``zigzag3d<k>``, k = 1 … 48: boustrophedon through the volume, from any corner, in any nesting of axes.
         Path 6q + r has the r-th nesting and starts at the corner numbered (q + r) mod 8. Corners are numbered
         in opposite pairs, nestings in pairs with the same slowest axis (time, columns, rows): a small k is
         already diverse.
@@ -108,8 +108,8 @@ def _error(name: str, rule: str) -> ValueError:
     return ValueError(f"scan={name!r}: {rule}. The orders are{KNOWN_ORDERS}")
 
 
-# The eight symmetries of a grid as (axes, flip), in the order of the original's hilbert_path: after 0, 1, 2 and
-# 3 quarter turns, each followed by its transpose. A path on axes (1, 0) is built on the transposed rectangle.
+# The eight symmetries of a grid as (axes, flip), in the order of the original's hilbert_path: after 0, 1, 2
+# and 3 quarter turns, each followed by its transpose. A path on axes (1, 0) is one of the transposed grid.
 _SYMMETRIES = (
     ((0, 1), (False, False)),
     ((1, 0), (False, False)),
