@@ -5,6 +5,7 @@ token visited i-th. `check_order` validates it and `Visit` follows it.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +62,8 @@ class Visit:
         kind: "raster" (tokens as they lie), "reversed" (from the last to the first) or "permuted".
     """
 
-    tokens: Array
-    ranks: Array
+    tokens: Any  # arrays, but JAX fills pytrees with placeholders too
+    ranks: Any
     segments: int = field(metadata={"static": True})
     kind: str = field(metadata={"static": True})
 
