@@ -1,8 +1,11 @@
 """Visiting orders for ops that read a sequence token by token: raster arrays in, raster arrays out.
 
 A sequence op takes `order`: None (raster), a `GridPath`, or an int32 permutation of shape (L,) whose entry i is the
-token visited i-th. Ops that cannot follow an order while reading use `enter` and `leave` at their two ends.
+token visited i-th. `check_order` validates it and `Visit` follows it.
 """
+
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +23,25 @@ def check_order(order: Order, length: int) -> Order:
     A numpy permutation is checked entry by entry; a jax array, which may be traced, by shape and dtype alone.
 
     Raises:
-        ValueError: the order's length is not `length`, or it is not a permutation.
-        TypeError: it is neither None, a GridPath, nor a one-dimensional integer array.
+        ValueError: the order is for another number of tokens, or is no permutation.
+        TypeError: it is neither None, a GridPath, nor an integer array.
     """
     if order is None:
         return None
     if isinstance(order, GridPath):
         if order.length != length:
-            raise ValueError(f"order: {order} visits {order.length} tokens, the arrays hold {length}")
+            raise ValueError(f"order: {order} visits {order.length} tokens, but the arrays hold {length}")
         return None if order.is_raster else order
     if not isinstance(order, np.ndarray | Array):
         raise TypeError(f"order: expected None, a GridPath or an integer array, got {type(order).__name__}")
+    if not jnp.issubdtype(order.dtype, jnp.integer):
+        raise TypeError(f"order: expected an array of integers, got dtype {order.dtype}")
     if order.shape != (length,):
         raise ValueError(f"order: expected shape ({length},), one entry a token, got {order.shape}")
-    if not jnp.issubdtype(order.dtype, jnp.integer):
-        raise TypeError(f"order: expected an integer array, got dtype {order.dtype}")
     if isinstance(order, Array):
         return order
     if not np.array_equal(np.sort(order), np.arange(length)):
-        raise ValueError(f"order: not a permutation of 0..{length - 1}")
+        raise ValueError(f"order: not a permutation of 0 … {length - 1}: {order}")
     return None if np.array_equal(order, np.arange(length)) else order.astype(np.int32)
 
 
@@ -47,33 +50,56 @@ def num_segments(order: Order) -> int:
     return order.segments if isinstance(order, GridPath) else 1
 
 
-def enter(x: Array, order: Order) -> Array:
-    """(b, L, ...) in raster order -> (b * segments, L / segments, ...) as visited."""
-    x = _permute(x, order, inverse=False)
-    segments = num_segments(order)
-    return x if segments == 1 else x.reshape(-1, x.shape[1] // segments, *x.shape[2:])
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Visit:
+    """A checked order made ready to be followed; a pytree, so that a traced order may pass through custom_vjp.
 
+    Attributes:
+        tokens: int32 (L,), the raster index of the token visited i-th.
+        ranks: int32 (L,), its inverse.
+        segments: number of independent sequences, one after the other in `tokens`.
+        kind: "raster" (tokens as they lie), "reversed" (from the last to the first) or "permuted".
+    """
 
-def leave(y: Array, order: Order) -> Array:
-    """(b * segments, L / segments, ...) as visited -> (b, L, ...) in raster order."""
-    segments = num_segments(order)
-    y = y if segments == 1 else y.reshape(-1, y.shape[1] * segments, *y.shape[2:])
-    return _permute(y, order, inverse=True)
+    tokens: Any  # arrays, but JAX fills pytrees with placeholders too
+    ranks: Any
+    segments: int = field(metadata={"static": True})
+    kind: str = field(metadata={"static": True})
 
+    @classmethod
+    def along(cls, order: Order, length: int) -> "Visit":
+        """Follows `order`, as returned by `check_order`, over `length` tokens."""
+        if isinstance(order, Array):
+            return cls(order, jnp.argsort(order), 1, "permuted")
+        raster = np.arange(length, dtype=np.int32)
+        tokens = raster if order is None else order.permutation if isinstance(order, GridPath) else order
+        ranks = np.argsort(tokens).astype(np.int32)
+        kind = "permuted"
+        if np.array_equal(tokens, raster):
+            kind = "raster"
+        elif np.array_equal(tokens, raster[::-1]):
+            kind = "reversed"
+        return cls(jnp.asarray(tokens), jnp.asarray(ranks), num_segments(order), kind)
 
-def _permute(x: Array, order: Order, inverse: bool) -> Array:
-    if order is None:
-        return x
-    if isinstance(order, Array):
-        there, back = order, jnp.argsort(order)
-    else:
-        there = order.permutation if isinstance(order, GridPath) else order
-        if np.array_equal(there, np.arange(len(there))):
-            return x
-        if np.array_equal(there, np.arange(len(there))[::-1]):
-            return jnp.flip(x, axis=1)
-        there, back = jnp.asarray(there), jnp.asarray(np.argsort(there).astype(np.int32))
-    return permute_tokens(x, back, there) if inverse else permute_tokens(x, there, back)
+    def enter(self, x: Array) -> Array:
+        """(b, L, ...) in raster order -> (b * segments, L / segments, ...) as visited."""
+        x = self._permute(x, self.tokens, self.ranks)
+        return x.reshape(x.shape[0] * self.segments, x.shape[1] // self.segments, *x.shape[2:])
+
+    def leave(self, y: Array) -> Array:
+        """(b * segments, L / segments, ...) as visited -> (b, L, ...) in raster order."""
+        y = y.reshape(y.shape[0] // self.segments, y.shape[1] * self.segments, *y.shape[2:])
+        return self._permute(y, self.ranks, self.tokens)
+
+    def _permute(self, x, order, inverse):
+        match self.kind:
+            case "raster":
+                return x
+            case "reversed":
+                return jnp.flip(x, axis=1)
+            case _:
+                return permute_tokens(x, order, inverse)
 
 
 @jax.custom_vjp
@@ -87,8 +113,8 @@ def _permute_fwd(x, order, inverse):
     return permute_tokens(x, order, inverse), (order, inverse)
 
 
-def _permute_bwd(residuals, dy):
-    order, inverse = residuals
+def _permute_bwd(orders, dy):
+    order, inverse = orders
     return permute_tokens(dy, inverse, order), None, None
 
 

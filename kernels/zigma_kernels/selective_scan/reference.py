@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zigma_kernels.visiting import enter, leave
+from zigma_kernels.visiting import Visit
 
 
 def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
     """The contract in `api`. Autodiff keeps every state: memory grows as b * L * d * n."""
+    visit = Visit.along(order, u.shape[1])
     acc = initial_state.dtype
     A, D, dt_bias = A.astype(acc), D.astype(acc), dt_bias.astype(acc)
 
@@ -18,8 +19,8 @@ def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
         h = jnp.exp(delta * A) * h + delta * u[:, :, None] * B[:, None, :]
         return h, jnp.sum(h * C[:, None, :], axis=-1) + D * u
 
-    tokens = [jnp.moveaxis(enter(x, order), 1, 0) for x in (u, dt, B, C)]  # (L, b, ...)
+    tokens = [jnp.moveaxis(visit.enter(x), 1, 0) for x in (u, dt, B, C)]  # (L, b, ...)
     h, y = lax.scan(token, initial_state.reshape(-1, *A.shape), tuple(tokens))
-    y = leave(jnp.moveaxis(y, 0, 1), order)
+    y = visit.leave(jnp.moveaxis(y, 0, 1))
     y = y if z is None else y * jax.nn.silu(z.astype(acc))
     return y.astype(u.dtype), h.reshape(initial_state.shape)

@@ -1,41 +1,59 @@
-"""The selective scan in plain XLA: token by token within checkpointed chunks."""
+"""The selective scan in plain XLA, its adjoint written by hand.
+
+The sequence is cut into chunks of `CHUNK` tokens. The forward pass keeps the state at each chunk's start and nothing
+else of size n; the backward pass goes through the chunks from the last to the first, recomputes the states of one, and
+runs the adjoint through it. With a_t = exp(delta_t A), x_t = delta_t u_t B_t, and dy the gradient of C_t . h_t:
+
+    l_t = C_t dy_t + g_t               gradient of h_t
+    g_{t-1} = a_t l_t                  what reaches h_{t-1} from later tokens
+    dC_t = sum_d h_t dy_t              dB_t = sum_d l_t delta_t u_t
+    d(delta_t u_t) = sum_n l_t B_t     dA += delta_t p_t,   p_t = g_{t-1} h_{t-1}
+    ddelta_t = sum_n A p_t + u_t d(delta_t u_t)
+
+How a chunk is computed depends on the platform, and is chosen when the program is lowered: token by token on a CPU
+(`xla_tokens`), by associative scans elsewhere (`xla_chunks`). Inside, states are (b, n, d): channels innermost.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zigma_kernels.visiting import enter, leave
+from zigma_kernels.selective_scan import xla_chunks, xla_tokens
+from zigma_kernels.visiting import Visit
 
-CHUNK = 16
+
+def with_adjoint(forward, backward):
+    """The differentiable scan of a pair of functions as in `xla_tokens`: (visit, *arrays) -> (y, final state)."""
+
+    @jax.custom_vjp
+    def scan(visit, *arrays):
+        return forward(visit, *arrays)[:2]
+
+    def scan_fwd(visit, *arrays):
+        y, state, starts = forward(visit, *arrays)
+        return (y, state), (visit, starts, arrays)
+
+    def scan_bwd(residuals, gradients):
+        visit, starts, arrays = residuals
+        return None, *backward(visit, starts, *gradients, *arrays)
+
+    scan.defvjp(scan_fwd, scan_bwd)
+    return scan
 
 
-def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
+_by_platform = with_adjoint(
+    functools.partial(lax.platform_dependent, cpu=xla_tokens.forward, default=xla_chunks.forward),
+    functools.partial(lax.platform_dependent, cpu=xla_tokens.backward, default=xla_chunks.backward),
+)
+
+
+def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state, scan=_by_platform):
     """The contract in `api`."""
     acc = initial_state.dtype
-    A, D, dt_bias = A.T.astype(acc), D.astype(acc), dt_bias.astype(acc)
-    length = enter(u, order).shape[1]
-    chunk = min(CHUNK, length)
-    pad = -length % chunk
-
-    def token(h, inputs):  # the state as (b, n, d): channels innermost
-        u, delta, B, C = (x.astype(acc) for x in inputs)
-        h = jnp.exp(delta[:, None, :] * A) * h + (delta * u)[:, None, :] * B[:, :, None]
-        return h, jnp.sum(h * C[:, :, None], axis=1) + D * u
-
-    @jax.checkpoint
-    def tokens(h, inputs):
-        return lax.scan(token, h, inputs, unroll=4)
-
-    delta = jax.nn.softplus(dt.astype(acc) + dt_bias)
-
-    def chunks(x):  # (b, L, ...) -> (chunks, chunk, b, ...); a step of size 0 leaves the state as it is
-        x = jnp.moveaxis(enter(x, order), 1, 0)
-        x = jnp.pad(x, [(0, pad), (0, 0), (0, 0)])
-        return x.reshape(-1, chunk, *x.shape[1:])
-
-    h = jnp.swapaxes(initial_state.reshape(-1, *A.T.shape), 1, 2)
-    h, y = lax.scan(tokens, h, tuple(chunks(x) for x in (u, delta, B, C)))
-    y = y.reshape(-1, *y.shape[2:])[:length]
-    y = leave(jnp.moveaxis(y, 0, 1), order)
-    y = y if z is None else y * jax.nn.silu(z.astype(acc))
-    return y.astype(u.dtype), jnp.swapaxes(h, 1, 2).reshape(initial_state.shape)
+    visit = Visit.along(order, u.shape[1])
+    state = initial_state.reshape(u.shape[0], visit.segments, *A.shape)
+    state = jnp.transpose(state, (1, 0, 3, 2))  # (segments, b, n, d)
+    y, state = scan(visit, u, dt, A.T.astype(acc), B, C, D.astype(acc), z, dt_bias.astype(acc), state)
+    return y, jnp.transpose(state, (1, 0, 3, 2)).reshape(initial_state.shape)

@@ -1,0 +1,95 @@
+"""The calls that tests check and the bench times."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from zigma_kernels.grid_path import GridPath
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `selective_scan`.
+
+    Attributes:
+        name: how tests and tables call it.
+        batch, length, channels, states: b, L, d and n.
+        dtype: of everything but A, D, dt_bias and the state.
+        order: a visiting order, None for raster.
+        delta: the range of step sizes, drawn log-uniformly.
+        gate: whether z is given.
+        skip: whether D and dt_bias are given.
+        initial_state: whether a state is given.
+        bench: whether it is for timing alone: too large for a fast test.
+    """
+
+    name: str
+    batch: int
+    length: int
+    channels: int
+    states: int = 16
+    dtype: str = "float32"
+    order: GridPath | None = None
+    delta: tuple[float, float] = (1e-3, 0.1)
+    gate: bool = True
+    skip: bool = True
+    initial_state: bool = False
+    bench: bool = False
+
+    def arguments(self, dtype: str | None = None) -> dict[str, np.ndarray]:
+        """The array arguments by name, always the same; in `dtype`, all of them, if one is given."""
+        rng = np.random.default_rng(0)
+        b, L, d, n = self.batch, self.length, self.channels, self.states
+        normal = rng.standard_normal
+        dt_bias = normal(d)
+        delta = np.exp(rng.uniform(*np.log(self.delta), (b, L, d)))
+        args = {
+            "u": normal((b, L, d)),
+            "dt": delta + np.log(-np.expm1(-delta)) - (dt_bias if self.skip else 0),  # softplus, inverted
+            "A": -np.exp(rng.uniform(np.log(0.5), np.log(16), (d, n))),
+            "B": normal((b, L, n)),
+            "C": normal((b, L, n)),
+        }
+        if self.skip:
+            args |= {"D": normal(d), "dt_bias": dt_bias}
+        if self.gate:
+            args["z"] = normal((b, L, d))
+        if self.initial_state:
+            segments = self.order.segments if self.order else 1
+            args["initial_state"] = normal((b, d, n) if segments == 1 else (b, segments, d, n))
+        wide = {name: "float32" for name in ("A", "D", "dt_bias", "initial_state")}
+        return {name: x.astype(dtype or wide.get(name) or jnp.dtype(self.dtype)) for name, x in args.items()}
+
+
+_TESTED = (
+    Case("plain", 2, 33, 5, 3, gate=False, skip=False),
+    Case("full", 2, 33, 5, 3, initial_state=True),
+    Case("one token", 1, 1, 4, 2, initial_state=True),
+    Case("one chunk", 3, 16, 4, 1),
+    Case("bfloat16", 2, 48, 8, 16, dtype="bfloat16", initial_state=True),
+    Case("steps from 1e-6 to 50", 1, 70, 6, 4, delta=(1e-6, 50.0), initial_state=True),
+    Case("long decays", 1, 300, 3, 2, delta=(1e-6, 1e-4), initial_state=True),
+    Case("zigzag by rows", 2, 35, 4, 3, order=GridPath.zigzag((5, 7))),
+    Case("zigzag by columns", 2, 35, 4, 3, order=GridPath.zigzag((5, 7), (1, 0)), initial_state=True),
+    Case("reversed", 2, 35, 4, 3, order=GridPath.raster((5, 7), flip=(True, True))),
+    Case("hilbert", 1, 42, 3, 2, order=GridPath.hilbert((6, 7))),
+    Case("random", 1, 42, 3, 2, order=GridPath.random((6, 7), seed=3)),
+    Case("frames of a video", 2, 60, 3, 2, order=GridPath.zigzag((3, 4, 5), (1, 2)), initial_state=True),
+    Case("time in a video", 1, 60, 3, 2, order=GridPath.raster((3, 4, 5), (0,)), initial_state=True),
+    Case("long segments", 1, 80, 2, 2, order=GridPath.zigzag((2, 4, 10), (2, 1)), initial_state=True),
+)
+_TIMED = (
+    Case("long", 2, 4096, 1536, bench=True),
+    Case("small images", 64, 64, 384, bench=True),
+    Case("small images, zigzag", 64, 64, 384, order=GridPath.zigzag((8, 8), (1, 0)), bench=True),
+    Case("small images, bfloat16", 64, 64, 384, dtype="bfloat16", bench=True),
+    Case("one image", 1, 1024, 1536, dtype="bfloat16", bench=True),
+    Case("one large image", 1, 4096, 1536, dtype="bfloat16", bench=True),
+    Case("256 tokens", 64, 256, 1536, dtype="bfloat16", bench=True),
+    Case("1024 tokens", 32, 1024, 1536, dtype="bfloat16", bench=True),
+    Case("1024 tokens, zigzag", 32, 1024, 1536, dtype="bfloat16", order=GridPath.zigzag((32, 32)), bench=True),
+    Case("4096 tokens", 8, 4096, 1536, dtype="bfloat16", bench=True),
+    Case("16384 tokens", 2, 16384, 1536, dtype="bfloat16", bench=True),
+)
+CASES: dict[str, Case] = {case.name: case for case in _TESTED + _TIMED}
