@@ -36,7 +36,8 @@ class Record:
     __slots__ = ("args", "name", "state")
 
     def __init__(self, name: str, args: tuple[Any, ...]):
-        self.name, self.args, self.state = name, args, None
+        self.name, self.args = name, args
+        self.state: Any = None
 
 
 _OMEGACONF_CONTAINERS = ("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig")

@@ -50,7 +50,8 @@ _INERT = frozenset(
         "numpy.dtype",
     )
 )
-_CHUNK = 1 << 24
+_CHUNK = 1 << 24  # bytes
+_MOST = 1 << 48  # elements: no file is larger, and NumPy can count the bytes of an empty array
 
 
 @dataclass(frozen=True)
@@ -228,10 +229,12 @@ def _rebuild_tensor(
         raise TorchFileError(
             "malformed pickle: a tensor's shape and strides are not tuples of one length up to 64"
         )
-    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (offset, *shape, *stride)):
+    if not all(type(n) is int and 0 <= n < _MOST for n in (offset, *shape, *stride)):
         raise TorchFileError(
-            "malformed pickle: a tensor's offset, shape or strides are not integers from 0 to 2^63 - 1"
+            "malformed pickle: a tensor's offset, shape or strides are not numbers below 2^48"
         )
+    if math.prod(n or 1 for n in shape) >= _MOST:
+        raise TorchFileError(f"malformed pickle: a tensor's shape {shape} has 2^48 elements or more")
     count = math.prod(shape)
     end = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if count else 0
     # A stride of 0 would make a large array of one number: no checkpoint has that.

@@ -35,11 +35,11 @@ def write_torch(path: str | os.PathLike[str], tree: Any) -> None:
     """Write a tree as PyTorch's zip format, readable by `torch.load(path, weights_only=True)`.
 
     Args:
-        path: written whole or not at all (under a temporary name beside it, then renamed). tree: dicts
-        and OrderedDicts (keys str, int, float or bool), lists, tuples, str, int, float, bool, None, and
-            NumPy arrays of bool, int8 to int64, uint8, float16 to float64, bfloat16 (ml_dtypes),
-            complex64 or 128. An array that appears twice is stored once, and PyTorch's tensors share it.
-            The same tree gives the same bytes.
+        path: written whole or not at all (under a temporary name beside it, then renamed).
+        tree: dicts and OrderedDicts (keys str, int, float or bool), lists, tuples, str, int, float, bool,
+            None, and NumPy arrays of bool, int8 to int64, uint8, float16 to float64, bfloat16 (ml_dtypes),
+            complex64 or complex128. An array that appears twice is stored once, and PyTorch's tensors
+            share it. The same tree gives the same bytes.
 
     Raises:
         TypeError: a value or key of another type, naming its place in the tree.
@@ -78,7 +78,7 @@ def _add(file: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
 
 
 class _Pickler:
-    """The tree as pickle protocol 2 in `out`, with opcodes PyTorch's safe reader knows; arrays in `arrays`."""
+    """The tree as pickle protocol 2 in `out`, in opcodes PyTorch's safe reader knows."""
 
     def __init__(self) -> None:
         self.out = bytearray()
