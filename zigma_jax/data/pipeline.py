@@ -22,7 +22,7 @@ Batch = dict[str, np.ndarray]
 """`image` float32 (b, h, w, 3) in [-1, 1]; `index` int32 (b,), the record's place in the data set; `label`
 int32 (b,) if the set has classes."""
 
-_PREFETCH = 8  # batches made ahead, in one background thread
+_PREFETCH = 4  # batches made ahead, in one background thread
 _FLIP, _REPLACE = 1, 2  # what a random stream is for
 _ATTEMPTS = 16  # other records tried in place of an unreadable one
 _GRACE = 1000  # samples read before the fraction of unreadable ones is taken at its word
@@ -166,23 +166,23 @@ class BatchIterator:
     """Endless batches from a step on; `get_state` and `set_state` resume to the exact sample."""
 
     def __init__(self, dataset: "ImageDataset", step: int = 0):
-        self._dataset = dataset
-        self._start(step)
+        self._dataset, self.step = dataset, step
+        self._batches: Iterator[tuple[Batch, list[tuple[int, str]]]] | None = None
 
-    def _start(self, step: int) -> None:
-        self.step = step
-        steps = grain.MapDataset.source(self._dataset._steps)[step:]
+    def _start(self) -> Iterator[tuple[Batch, list[tuple[int, str]]]]:
+        steps = grain.MapDataset.source(self._dataset._steps)[self.step :]
         batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH))
         if workers := self._dataset.config.workers:
-            batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-            )
-        self._batches = iter(batches)
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            batches = batches.mp_prefetch(options)
+        return iter(batches)
 
     def __iter__(self) -> "BatchIterator":
         return self
 
     def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = self._start()
         batch, failures = next(self._batches)
         self.step += 1
         self._dataset.reads.add(len(batch["index"]), failures, self._dataset.info)
@@ -206,7 +206,7 @@ class BatchIterator:
                     f"{key}={value!r}: the samples that follow would not be the same"
                 )
         self._dataset.reads.seen, self._dataset.reads.bad = state["seen"], state["bad"]
-        self._start(state["step"])
+        self.step, self._batches = state["step"], None
 
 
 class ImageDataset:
