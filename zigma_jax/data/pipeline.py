@@ -1,0 +1,334 @@
+"""Batches of pictures: deterministic, sharded by process, resumable to the sample.
+
+The batch of step k is a pure function of (data set, seed, k, global batch size). Everything else follows:
+a run resumed at step k reads what the uninterrupted run would have read, processes need not talk to each
+other, workers can take any steps in any order, and the number of processes never changes what is in a
+global batch.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import logging
+
+from zigma_jax.data import images
+from zigma_jax.data.sources import Source, SourceInfo, prepare
+
+Batch = dict[str, np.ndarray]
+"""`image` float32 (b, h, w, 3) in [-1, 1]; `index` int32 (b,), the record's place in the data set; `label`
+int32 (b,) if the set has classes."""
+
+_PREFETCH = 4  # batches made ahead, in one background thread
+_FLIP, _REPLACE = 1, 2  # what a random stream is for
+_ATTEMPTS = 16  # other records tried in place of an unreadable one
+_GRACE = 1000  # samples read before the fraction of unreadable ones is taken at its word
+
+
+class BadDataError(RuntimeError):
+    """More records were unreadable than `data.max_bad_fraction` allows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The `data.*` fields of a run."""
+
+    name: str = "avatars"
+    """avatars, emoji (or avatars/256, …), folder, or a set of TFDS's catalogue."""
+    data_dir: str | None = None
+    """Where prepared sets lie; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    split: str = "train"
+    """A split of the set, or part of one as TFDS writes it: "train[:90%]"."""
+    image_size: int | tuple[int, int] = 32
+    """Pixels (h, w), or one number for a square."""
+    flip: bool = False
+    """Mirror every other picture, drawn anew each time that it is seen."""
+    workers: int = 0
+    """Processes that make batches; 0: one thread of this process."""
+    max_bad_fraction: float = 0.01
+    """The run stops when more of the samples than this were unreadable (of at least 1000)."""
+    folder: str | None = None
+    """The directory of pictures, for name="folder"."""
+
+    def __post_init__(self):
+        if isinstance(self.image_size, Sequence) and len(self.image_size) != 2:
+            raise ValueError(f"data.image_size={self.image_size}: must be one number or two, (height, width)")
+        for pixels in self.size:
+            if pixels < 1:
+                raise ValueError(f"data.image_size={self.image_size}: must be positive")
+        if self.workers < 0:
+            raise ValueError(f"data.workers={self.workers}: must be 0 or more")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}: must lie in [0, 1]")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+
+@dataclasses.dataclass
+class Reads:
+    """Samples read so far, and those that could not be read and were replaced."""
+
+    max_bad_fraction: float
+    seen: int = 0
+    bad: int = 0
+
+    def add(self, count: int, failures: list[tuple[int, str]], info: SourceInfo) -> None:
+        """Counts a batch. Raises BadDataError above the threshold."""
+        self.seen += count
+        self.bad += len(failures)
+        for index, message in failures[: max(0, 10 - self.bad + len(failures))]:
+            logging.warning("Record %d of %s is unreadable and was replaced: %s", index, info.name, message)
+        if self.bad > self.max_bad_fraction * max(self.seen, _GRACE):
+            raise BadDataError(
+                f"{self.bad} of the {self.seen} samples read from {info.name}, split {info.split}, were "
+                f"unreadable; "
+                f"data.max_bad_fraction={self.max_bad_fraction} allows "
+                f"{self.max_bad_fraction * max(self.seen, _GRACE):.0f}. "
+                f"The last was record {failures[-1][0]} in {info.path}: {failures[-1][1]}"
+            )
+
+
+class _Reader:
+    """Reads samples; an unreadable one is replaced by another that (seed, index) alone determines."""
+
+    def __init__(self, source: Source, size: tuple[int, int], seed: int):
+        self.source, self.size, self.seed = source, size, seed
+
+    def batch(self, indices: Sequence[int], flips: Sequence[bool]) -> tuple[Batch, list[tuple[int, str]]]:
+        failures: list[tuple[int, str]] = []
+        pixels = np.empty((len(indices), *self.size, 3), np.uint8)
+        out: Batch = {"index": np.empty(len(indices), np.int32)}
+        if self.source.info.num_classes:
+            out["label"] = np.empty(len(indices), np.int32)
+        for i, (index, flip) in enumerate(zip(indices, flips, strict=True)):
+            index, record, picture = self._read(index, failures)
+            pixels[i] = picture[:, ::-1] if flip else picture
+            out["index"][i] = index
+            if "label" in out:
+                out["label"][i] = self.source.label(record)
+        return {"image": images.to_float(pixels), **out}, failures
+
+    def _read(self, index: int, failures: list[tuple[int, str]]) -> tuple[int, dict[str, Any], np.ndarray]:
+        for candidate in self._candidates(index):
+            try:
+                record = self.source[candidate]
+                picture = images.center_crop(images.decode(self.source.picture(record)), self.size)
+            except Exception as error:  # damage shows as any exception of the reader, parser or decoder
+                failures.append((candidate, f"{type(error).__name__}: {error}"))
+            else:
+                return candidate, record, picture
+        raise BadDataError(
+            f"record {index} of {self.source.info.name} and {_ATTEMPTS} drawn in its place are all "
+            f"unreadable; "
+            f"the last: {failures[-1][1]}"
+        )
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        for number in _draw(self.seed, _REPLACE, index, _ATTEMPTS):
+            yield int(number % len(self.source))
+
+
+def _draw(seed: int, purpose: int, index: int, count: int) -> np.ndarray:
+    """`count` random uint64. Raw bits, because NumPy promises them never to change, unlike its
+    distributions."""
+    return np.random.Philox(key=[seed << 8 | purpose, index]).random_raw(count)
+
+
+class _Steps:
+    """The batches of one process by step, for grain: item k = (batch, failures)."""
+
+    def __init__(self, reader: _Reader, flip: bool, seed: int, global_batch: int, first: int, count: int):
+        self.reader, self.flip, self.seed = reader, flip, seed
+        self.global_batch, self.first, self.count = global_batch, first, count
+        # Sample i of the run: every record once an epoch, in an order of its own each epoch.
+        self.order: Any = grain.MapDataset.range(len(reader.source)).shuffle(seed=seed).repeat()
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.global_batch
+
+    def __getitem__(self, index: int) -> tuple[Batch, list[tuple[int, str]]]:
+        mine = range(self.first, self.first + self.count)
+        start = index * self.global_batch
+        coins = _draw(self.seed, _FLIP, index, self.global_batch) % 2
+        return self.reader.batch(
+            [int(self.order[start + i]) for i in mine], [self.flip and coins[i] == 1 for i in mine]
+        )
+
+
+class BatchIterator:
+    """Endless batches from a step on; `get_state` and `set_state` resume to the exact sample."""
+
+    def __init__(self, dataset: "ImageDataset", step: int = 0):
+        self._dataset, self.step = dataset, step
+        self._batches: Iterator[tuple[Batch, list[tuple[int, str]]]] | None = None
+
+    def _start(self) -> Iterator[tuple[Batch, list[tuple[int, str]]]]:
+        steps = grain.MapDataset.source(self._dataset._steps)[self.step :]
+        batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH))
+        if workers := self._dataset.config.workers:
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            batches = batches.mp_prefetch(options)
+        return iter(batches)
+
+    def __iter__(self) -> "BatchIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = self._start()
+        batch, failures = next(self._batches)
+        self.step += 1
+        self._dataset.reads.add(len(batch["index"]), failures, self._dataset.info)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """A small JSON-able dictionary. `step` is the number of batches handed out."""
+        reads = self._dataset.reads
+        return {**self._dataset.identity, "step": self.step, "seen": reads.seen, "bad": reads.bad}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where `state` was taken.
+
+        Raises ValueError if it was taken from another data set, seed or global batch, whose samples would
+        be others.
+        """
+        for key, value in self._dataset.identity.items():
+            if state.get(key) != value:
+                raise ValueError(
+                    f"the data iterator's state was saved with {key}={state.get(key)!r}, this run has "
+                    f"{key}={value!r}: the samples that follow would not be the same"
+                )
+        self._dataset.reads.seen, self._dataset.reads.bad = state["seen"], state["bad"]
+        self.step, self._batches = state["step"], None
+
+
+class ImageDataset:
+    """A prepared split as endless training batches: the share of one process."""
+
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        *,
+        global_batch: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed}: must lie in [0, 2**32)")
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index={process_index}: must lie in [0, process_count={process_count})")
+        if global_batch < 1 or global_batch % process_count:
+            raise ValueError(
+                f"global batch {global_batch}: must be a positive multiple of {process_count} processes"
+            )
+        self.source, self.config, self.info = source, config, source.info
+        self.reads = Reads(config.max_bad_fraction)
+        self.identity = {
+            "name": self.info.name,
+            "split": self.info.split,
+            "seed": seed,
+            "global_batch": global_batch,
+        }
+        count = global_batch // process_count
+        reader = _Reader(source, config.size, seed)
+        self._steps = _Steps(reader, config.flip, seed, global_batch, process_index * count, count)
+        _warn_if_enlarged(source, config.size)
+
+    def __len__(self) -> int:
+        """Records in the split."""
+        return len(self.source)
+
+    def __iter__(self) -> BatchIterator:
+        return BatchIterator(self)
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of the batch of one step, without touching any iterator or count."""
+        return self._steps[step][0]
+
+    def captions(self, batch: Batch) -> list[str]:
+        """The captions of a batch's pictures. Raises ValueError if the set has none."""
+        return [self.source.caption(int(index)) for index in batch["index"]]
+
+
+def open_source(config: DataConfig) -> Source:
+    """Prepares the configured data set if need be and opens its split."""
+    return Source(prepare(config.name, config.data_dir, config.folder), config.split)
+
+
+def make_dataset(
+    config: DataConfig,
+    *,
+    global_batch: int,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_classes: int = 0,
+) -> ImageDataset:
+    """The training batches of a configured data set, prepared on first use.
+
+    `global_batch`: pictures a step over all processes; process p of P gets rows [p/P, (p+1)/P) of each
+    global batch. Epochs follow each other without a gap: a batch may end one and begin the next, and every
+    record is seen once in each.
+    `num_classes`: the model's; if positive, a data set with more classes or with none is refused.
+    Raises ValueError naming the field for bad values; BadDataError while iterating (see
+    DataConfig.max_bad_fraction).
+    """
+    source = open_source(config)
+    if num_classes and not 0 < source.info.num_classes <= num_classes:
+        raise ValueError(
+            f"model.num_classes={num_classes}: {source.info.name} has {source.info.num_classes} classes, "
+            "so that labels would be out of range or missing"
+        )
+    return ImageDataset(
+        source,
+        config,
+        global_batch=global_batch,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def one_pass(
+    config: DataConfig,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every record of a split once, in order, neither shuffled nor mirrored: for statistics and metrics.
+
+    Process p of P reads records p, p + P, …; the last batch may be smaller. `limit`: only the first so
+    many records. An unreadable record is replaced and counted as in training.
+    """
+    source = open_source(config)
+    reader, reads = _Reader(source, config.size, seed=0), Reads(config.max_bad_fraction)
+    indices = range(len(source))[:limit][process_index::process_count]
+    for start in range(0, len(indices), batch_size):
+        chosen = indices[start : start + batch_size]
+        batch, failures = reader.batch(chosen, [False] * len(chosen))
+        reads.add(len(chosen), failures, source.info)
+        yield batch
+
+
+def _warn_if_enlarged(source: Source, size: tuple[int, int]) -> None:
+    try:
+        image = images.decode(source.picture(source[0]))
+    except Exception:
+        return  # reading will count it
+    if image.height < size[0] or image.width < size[1]:
+        logging.warning(
+            "data.image_size=%s is larger than the first picture of %s (%d x %d): smaller pictures are "
+            "enlarged",
+            size, source.info.name, image.height, image.width,
+        )  # fmt: skip
