@@ -39,6 +39,7 @@ from zigma_jax.training.array_store import (
     load,
     nest,
     placed,
+    read_array,
 )
 from zigma_jax.training.integrity import check_file, check_sums, fingerprint, write_sums
 
@@ -154,7 +155,7 @@ class Checkpointer:
                 (self.directory / str(damaged)).rename(aside)
             if later := [s for s in self.steps() if s >= step]:
                 raise CheckpointError(
-                    f"cannot save step {step} under {self.directory}: there are checkpoints of steps {later} that "
+                    f"cannot save step {step} under {self.directory}: steps {later} are there that "
                     "this run did not make; restore the latest, move them away, or choose another directory"
                 )
             self._staging(step).mkdir()
@@ -238,8 +239,6 @@ class Checkpointer:
             if not problems:
                 check_same_model(wanted, found["leaves"], path, partial)
                 leaves, problems = self._read(path, wanted, found["leaves"])
-            elif jax.process_count() == 1 and any("file state/" in problem for problem in problems):
-                problems = problems + self._damaged_leaves(path)
             if not problems:
                 self._last, self._damaged = candidate, list(failures)
                 if failures:
@@ -280,28 +279,33 @@ class Checkpointer:
         bad = [name for name, value in prints.items() if _split(value)[0] != stored[name]["fingerprint"]]
         return leaves, [f"{listed(bad)} do not match their fingerprints"] if bad else []
 
-    def _damaged_leaves(self, path: Path) -> list[str]:
-        """Which leaves were hit when files are damaged. For one process, as errors may differ by process."""
-        if check_file(path, "leaves.json"):
-            return []
-        stored = json.loads((path / "leaves.json").read_text())["leaves"]
-        hit = []
-        for name, entry in stored.items():
-            leaf = placed(jax.ShapeDtypeStruct(entry["shape"], jnp.dtype(entry["dtype"])))
-            hit += [name] if self._read(path, {name: leaf}, stored)[1] else []
-        return [f"leaves hit: {listed(hit)}"] if hit else []
-
 
 def _inspect(path: Path) -> dict[str, Any]:
     """Verifies the files of a checkpoint and reads the small ones."""
     if not path.is_dir():
         return {"problems": [f"{path} does not exist"]}
     if problems := check_sums(path):
-        return {"problems": problems}
+        return {"problems": problems + _leaves_hit(path)}
     manifest = json.loads((path / "leaves.json").read_text())
     if path.name != str(manifest["step"]):
         return {"problems": [f"it was saved at step {manifest['step']}"]}
     return {"problems": [], "leaves": manifest["leaves"], "extra": (path / "extra.json").read_text()}
+
+
+def _leaves_hit(path: Path) -> list[str]:
+    """Which leaves the damage of a checkpoint's files reached, as far as that can still be told."""
+    if check_file(path, "leaves.json"):
+        return []
+    hit = []
+    for name, entry in json.loads((path / "leaves.json").read_text())["leaves"].items():
+        try:
+            sound = (
+                _split(fingerprint(jnp.asarray(read_array(path / "state", name))))[0] == entry["fingerprint"]
+            )
+        except Exception:
+            sound = False
+        hit += [] if sound else [name]
+    return [f"leaves hit: {listed(hit)}"] if hit else []
 
 
 def _from_primary(f: Callable[[], Any]) -> Any:
