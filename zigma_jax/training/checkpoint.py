@@ -1,0 +1,343 @@
+"""Checkpoints: orbax behind one door, with checksums that are verified.
+
+A checkpoint is a directory named by its step::
+
+    40/state/        the arrays: an ordinary orbax PyTree checkpoint, which orbax alone can read
+    40/leaves.json   shape, dtype and fingerprint of every array
+    40/extra.json    what else a run needs to go on: config, data iterator
+    40/SHA256SUMS    a checksum of every file above
+
+It is written as `40.saving` and renamed when complete: it is there whole or not at all. The directory is on a
+POSIX file system that all processes share, and every process makes the same calls in the same order.
+"""
+
+import base64
+import json
+import logging
+import re
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from zigma_jax.training.array_store import (
+    CheckpointError,
+    cause_of,
+    check_same_model,
+    flatten,
+    handler,
+    listed,
+    load,
+    nest,
+    placed,
+    read_array,
+)
+from zigma_jax.training.integrity import check_file, check_sums, fingerprint, write_sums
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """Saves and restores the state of a run below `directory`.
+
+    keep_last: so many of the newest checkpoints stay. keep_every: those whose step it divides stay for good.
+    asynchronous: `save` returns once the arrays are copied to the host, and a thread writes them.
+    Raises ValueError for a `keep_last` or `keep_every` below 1.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        keep_last: int = 3,
+        keep_every: int | None = None,
+        asynchronous: bool = True,
+    ):
+        for field, value in (("keep_last", keep_last), ("keep_every", keep_every)):
+            if value is not None and value < 1:
+                raise ValueError(f"{field}={value}: must be at least 1")
+        self.directory = Path(directory).absolute()
+        self.keep_last, self.keep_every, self.asynchronous = keep_last, keep_every, asynchronous
+        self._last: int | None = None  # the step that this run saved or restored last
+        self._damaged: list[int] = []  # steps that `restore` passed over
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._orbax = ocp.AsyncCheckpointer(handler())
+
+    # ---- saving
+
+    def save(self, step: int, state: PyTree, extra: Mapping[str, Any] | None = None) -> bool:
+        """Saves `state`, a tree of arrays, and `extra`, of which process 0's is written.
+
+        extra: JSON values and bytes; a tuple comes back as a list. The arrays may be donated once this has
+        returned.
+        Returns False, having done nothing, if this very step is what the run saved or restored last.
+        Raises TypeError for a leaf that is not an array and an extra that JSON cannot hold; CheckpointError
+        if the save before failed, or if there is a checkpoint of this step or a later one, which must be
+        another run's.
+        A leaf that is not finite, a full disk and the like show while the thread writes: the next `save`,
+        `wait` or `close` raises CheckpointError. Nothing is left of such a checkpoint, and the earlier ones
+        are as they were.
+        """
+        self.wait()
+        if step == self._last:
+            return False
+        leaves = flatten(state)
+        for name, leaf in leaves.items():
+            if not isinstance(leaf, jax.Array) or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+                raise TypeError(
+                    f"leaf {name} of the state is no plain array but {getattr(leaf, 'dtype', type(leaf))}"
+                )
+        text = json.dumps(extra or {}, default=_bytes_to_json, indent=1)
+        _from_primary(partial(self._prepare, step))
+        self._damaged = []
+
+        fingerprints = {
+            name: fingerprint(leaf) for name, leaf in leaves.items()
+        }  # enqueued before any donation
+        table = {name: {"shape": leaf.shape, "dtype": str(leaf.dtype)} for name, leaf in leaves.items()}
+        try:
+            self._orbax.save(self._staging(step) / "state", args=ocp.args.PyTreeSave(nest(leaves)))
+        except Exception as error:
+            raise self._failure(step, error) from error
+        self._last = step
+        self._thread = threading.Thread(
+            target=self._finish, args=(step, table, fingerprints, text), name="checkpoint"
+        )
+        self._thread.start()
+        if not self.asynchronous:
+            self.wait()
+        return True
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more. Raises CheckpointError if that failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error, self._last = self._error, None, None
+            raise error
+
+    def close(self) -> None:
+        """`wait`, then gives orbax's threads back."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _staging(self, step: int) -> Path:
+        return self.directory / f"{step}.saving"
+
+    def _prepare(self, step: int) -> None:
+        """Clears what a killed run left, puts damaged checkpoints aside and makes the staging directory."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.iterdir():
+                if re.fullmatch(r"\d+\.(saving|deleted)", path.name):
+                    shutil.rmtree(path)
+            for damaged in self._damaged:
+                aside = self.directory / f"{damaged}.damaged"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.directory / str(damaged)).rename(aside)
+            if later := [s for s in self.steps() if s >= step]:
+                raise CheckpointError(
+                    f"cannot save step {step} under {self.directory}: steps {later} are there that "
+                    "this run did not make; restore the latest, move them away, or choose another directory"
+                )
+            self._staging(step).mkdir()
+        except OSError as error:
+            raise self._failure(step, error) from error
+
+    def _finish(
+        self, step: int, table: dict[str, dict], fingerprints: dict[str, jax.Array], extra: str
+    ) -> None:
+        """The thread: waits for orbax, adds the other files, renames, deletes old checkpoints."""
+        try:
+            self._orbax.wait_until_finished()
+            not_finite = []
+            for name, value in fingerprints.items():
+                table[name]["fingerprint"], flag = _split(value)
+                not_finite += [name] if flag else []
+            if not_finite:
+                raise CheckpointError(f"not finite: {listed(not_finite)}")
+            if jax.process_index() == 0:
+                staging = self._staging(step)
+                (staging / "leaves.json").write_text(
+                    json.dumps({"format": 1, "step": step, "leaves": table}, indent=1)
+                )
+                (staging / "extra.json").write_text(extra)
+                write_sums(staging)
+                staging.rename(self.directory / str(step))
+                self._delete_old()
+        except Exception as error:
+            self._error = self._failure(step, error)
+            self._error.__cause__ = error
+
+    def _delete_old(self) -> None:
+        for step in self.steps()[: -self.keep_last]:
+            if self.keep_every is None or step % self.keep_every:
+                doomed = self.directory / f"{step}.deleted"
+                (self.directory / str(step)).rename(
+                    doomed
+                )  # first, so that a kill leaves no half of a checkpoint
+                shutil.rmtree(doomed)
+
+    def _failure(self, step: int, cause: Exception) -> CheckpointError:
+        if jax.process_index() == 0:
+            shutil.rmtree(self._staging(step), ignore_errors=True)
+        return CheckpointError(f"could not save step {step} under {self.directory}: {cause_of(cause)}")
+
+    # ---- restoring
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints there are, ascending; whether they are sound is not looked at."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if re.fullmatch(r"\d+", p.name))
+
+    def latest_step(self) -> int | None:
+        """The last of `steps`, or None if there is none."""
+        return max(self.steps(), default=None)
+
+    def restore(
+        self, abstract: PyTree, step: int | None = None, partial: bool = False
+    ) -> tuple[PyTree, dict, int]:
+        """The newest sound checkpoint, or that of `step`: (state, extra, its step).
+
+        abstract: the state's tree with, for leaves, `jax.ShapeDtypeStruct`s (or arrays) whose sharding says
+        where to put them: any mesh, of any number of devices; without one, the first device. partial: the
+        tree may lack leaves that the checkpoint has, and only its own are read (`{"ema": ...}` to sample).
+        Every file and every leaf is verified. A damaged checkpoint is reported in a warning of `logging` and
+        the one before is used, unless `step` was named; the next `save` renames it to `<step>.damaged`.
+        Raises CheckpointError if there is none or none is sound, saying of each what is wrong, and if its
+        leaves are not those of `abstract`, naming them.
+        """
+        self.wait()
+        wanted = {name: placed(leaf) for name, leaf in flatten(abstract).items()}
+        steps = _from_primary(self.steps) if step is None else [step]
+        if not steps:
+            raise CheckpointError(f"there is no checkpoint under {self.directory}")
+        failures: dict[int, str] = {}
+        for candidate in reversed(steps):
+            path = self.directory / str(candidate)
+            found = _from_primary(lambda path=path: _inspect(path))
+            problems, leaves = found["problems"], {}
+            if not problems:
+                check_same_model(wanted, found["leaves"], path, partial)
+                leaves, problems = self._read(path, wanted, found["leaves"])
+            if not problems:
+                self._last, self._damaged = candidate, list(failures)
+                if failures:
+                    _log.warning("using checkpoint %s instead", path)
+                state = jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
+                return state, json.loads(found["extra"], object_hook=_bytes_from_json), candidate
+            failures[candidate] = "; ".join(problems)
+            _log.warning("checkpoint %s is damaged and will not be used: %s", path, failures[candidate])
+        listing = "".join(f"\n  {step}: {problem}" for step, problem in failures.items())
+        raise CheckpointError(f"no sound checkpoint under {self.directory}:{listing}")
+
+    def read_extra(self) -> dict[str, Any]:
+        """The newest sound extra: a run's config, say, before its state can be described.
+
+        Raises CheckpointError if there is none.
+        """
+        self.wait()
+
+        def read() -> str:
+            for step in reversed(self.steps()):
+                path = self.directory / str(step)
+                if not (problems := check_file(path, "extra.json")):
+                    return (path / "extra.json").read_text()
+                _log.warning("checkpoint %s is damaged: %s", path, problems[0])
+            raise CheckpointError(f"there is no sound checkpoint under {self.directory}")
+
+        return json.loads(_from_primary(read), object_hook=_bytes_from_json)
+
+    def _read(self, path: Path, wanted: dict, stored: dict) -> tuple[dict[str, jax.Array], list[str]]:
+        """The leaves of `wanted`, in its order, and what is wrong with them by `stored`'s fingerprints."""
+        try:
+            leaves = load(self._orbax, path / "state", wanted)
+        except Exception as error:
+            if jax.process_count() > 1:
+                raise  # the other processes may have read theirs and would go another way
+            return {}, [f"{listed(list(wanted))} cannot be read ({cause_of(error)})"]
+        prints = {name: fingerprint(leaf) for name, leaf in leaves.items()}
+        bad = [name for name, value in prints.items() if _split(value)[0] != stored[name]["fingerprint"]]
+        return leaves, [f"{listed(bad)} do not match their fingerprints"] if bad else []
+
+
+def _inspect(path: Path) -> dict[str, Any]:
+    """Verifies the files of a checkpoint and reads the small ones."""
+    if not path.is_dir():
+        return {"problems": [f"{path} does not exist"]}
+    if problems := check_sums(path):
+        return {"problems": problems + _leaves_hit(path)}
+    manifest = json.loads((path / "leaves.json").read_text())
+    if path.name != str(manifest["step"]):
+        return {"problems": [f"it was saved at step {manifest['step']}"]}
+    return {"problems": [], "leaves": manifest["leaves"], "extra": (path / "extra.json").read_text()}
+
+
+def _leaves_hit(path: Path) -> list[str]:
+    """Which leaves the damage of a checkpoint's files reached, as far as that can still be told."""
+    if check_file(path, "leaves.json"):
+        return []
+    hit = []
+    for name, entry in json.loads((path / "leaves.json").read_text())["leaves"].items():
+        try:
+            sound = (
+                _split(fingerprint(jnp.asarray(read_array(path / "state", name))))[0] == entry["fingerprint"]
+            )
+        except Exception:
+            sound = False
+        hit += [] if sound else [name]
+    return [f"leaves hit: {listed(hit)}"] if hit else []
+
+
+def _from_primary(f: Callable[[], Any]) -> Any:
+    """What `f` returns (JSON) or raises on process 0, on every process: they must agree on what there is."""
+    if jax.process_count() == 1:
+        return f()
+    reply: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        try:
+            reply = {"value": f()}
+        except CheckpointError as error:
+            reply = {"error": str(error)}
+    text = np.frombuffer(json.dumps(reply).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    text = multihost_utils.broadcast_one_to_all(np.resize(text, size))
+    reply = json.loads(np.asarray(text, np.uint8).tobytes())
+    if "error" in reply:
+        raise CheckpointError(reply["error"])
+    return reply["value"]
+
+
+def _split(value: jax.Array) -> tuple[str, bool]:
+    """A fingerprint as it is written down, and whether its array holds anything not finite."""
+    first, second, not_finite = np.asarray(value).tolist()
+    return f"{first:08x}{second:08x}", bool(not_finite)
+
+
+def _bytes_to_json(value: Any) -> dict[str, str]:
+    if isinstance(value, bytes):
+        return {"__bytes__": base64.b64encode(value).decode()}
+    raise TypeError(f"extra holds {value!r}, which is neither JSON nor bytes")
+
+
+def _bytes_from_json(value: dict[str, Any]) -> Any:
+    return base64.b64decode(value["__bytes__"]) if value.keys() == {"__bytes__"} else value
