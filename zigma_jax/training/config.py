@@ -148,7 +148,7 @@ class SampleConfig:
 class RunConfig:
     """Everything that determines a run."""
 
-    model: ZigMaConfig = ZigMaConfig()
+    model: ZigMaConfig = ZigMaConfig(sample_shape=(32, 32, 3))
     data: DataConfig = DataConfig()
     interpolant: Interpolant = Interpolant()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -173,7 +173,10 @@ def require(ok: bool, field: str, value: Any, rule: str) -> None:
 
 
 def default_config() -> config_dict.ConfigDict:
-    """The defaults of every field, to be changed by a config file and by flags."""
+    """The defaults of every field, to be changed by a config file and by flags.
+
+    The size of the samples is said once: `data.image_size` (a square), or `model.sample_shape`.
+    """
     config = config_dict.ConfigDict()
     for section in dataclasses.fields(RunConfig):
         config[section.name] = config_dict.ConfigDict()
@@ -182,6 +185,8 @@ def default_config() -> config_dict.ConfigDict:
             if value is None:
                 value = config_dict.placeholder(_optional_type(field.type))
             config[section.name][field.name] = value
+    config.model.sample_shape = config_dict.placeholder(tuple)
+    config.data.image_size = config_dict.placeholder(int)
     return config.lock()
 
 
@@ -198,7 +203,7 @@ def from_dict(sections: typing.Mapping[str, typing.Mapping[str, Any]]) -> RunCon
     """
     known = {section.name: section.type for section in dataclasses.fields(RunConfig)}
     parsed = {}
-    for name, fields in dict(sections).items():
+    for name, fields in _with_sample_shape(sections).items():
         _check_known(name, known, "")
         types_ = {field.name: field.type for field in dataclasses.fields(known[name])}
         values = {}
@@ -207,6 +212,25 @@ def from_dict(sections: typing.Mapping[str, typing.Mapping[str, Any]]) -> RunCon
             values[field] = _typed(value, types_[field], f"{name}.{field}")
         parsed[name] = known[name](**values)
     return RunConfig(**parsed)
+
+
+def _with_sample_shape(sections: typing.Mapping[str, typing.Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Fills in whichever of data.image_size and model.sample_shape was left out."""
+    sections = {name: dict(fields) for name, fields in dict(sections).items()}
+    data, model = sections.setdefault("data", {}), sections.setdefault("model", {})
+    size, shape = data.pop("image_size", None), model.pop("sample_shape", None)
+    if size is None and shape is None:
+        raise ValueError("config.data.image_size = None: give it, or model.sample_shape = (height, width, 3)")
+    if shape is None:
+        shape = (size, size, 3) if isinstance(size, int) else (*size, 3)
+    pixels = tuple(shape)[:2]
+    if size is not None and pixels != ((size, size) if isinstance(size, int) else tuple(size)):
+        raise ValueError(
+            f"config.data.image_size = {size!r}: model.sample_shape = {tuple(shape)} says otherwise; give one of them"
+        )
+    require(len(shape) == 3 and shape[2] == 3, "model.sample_shape", tuple(shape), "pictures are (height, width, 3)")
+    data["image_size"], model["sample_shape"] = pixels, shape
+    return sections
 
 
 def _check_known(name: str, known: typing.Mapping[str, Any], prefix: str) -> None:
