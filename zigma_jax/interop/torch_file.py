@@ -8,13 +8,14 @@ caffe2/serialize/inline_container.cc.
 import math
 import os
 import re
+import struct
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -50,6 +51,8 @@ _INERT = frozenset(
         "numpy.dtype",
     )
 )
+# What zipfile raises on bad bytes: its own errors, names that are not UTF-8, versions it does not know.
+_DAMAGE = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, OverflowError, struct.error)
 _CHUNK = 1 << 24  # bytes
 _MOST = 1 << 48  # elements: no file is larger, and NumPy can count the bytes of an empty array
 
@@ -88,7 +91,8 @@ def read_torch(path: str | os.PathLike[str], keys: Collection[str] | None = None
         FileNotFoundError: no such file.
     """
     try:
-        with _Archive(Path(path)) as archive:
+        with Path(path).open("rb") as file:
+            archive = _Archive(file)
             root = archive.load()
             if keys is not None:
                 if not isinstance(root, dict) or not all(key in root for key in keys):
@@ -103,25 +107,21 @@ def read_torch(path: str | os.PathLike[str], keys: Collection[str] | None = None
 class _Archive:
     """The zip file, opened: its pickle, and its storages as they are asked for."""
 
-    def __init__(self, path: Path):
+    def __init__(self, file: BinaryIO):
         try:
-            self.zip = zipfile.ZipFile(path)
+            self.zip = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
-            raise TorchFileError(_why_not_zip(path)) from error
+            raise TorchFileError(_why_not_zip(file)) from error
+        except _DAMAGE as error:
+            raise TorchFileError(f"damaged: the zip directory: {error}") from error
         self.entries = {info.filename: info for info in self.zip.infolist()}
         self.buffers: dict[str, np.ndarray] = {}
         for name, info in self.entries.items():
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                 raise TorchFileError(f"entry {name} is compressed, which torch.save never does")
-        total, available = sum(info.file_size for info in self.entries.values()), path.stat().st_size
+        total, available = sum(info.file_size for info in self.entries.values()), file.seek(0, os.SEEK_END)
         if total > available:
             raise TorchFileError(f"forged: the entries claim {total} bytes, the file has {available}")
-
-    def __enter__(self) -> "_Archive":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.zip.close()
 
     def load(self) -> Any:
         pickles = [name for name in self.entries if re.fullmatch(r"[^/]+/data\.pkl", name)]
@@ -155,7 +155,7 @@ class _Archive:
                 while chunk := file.read(_CHUNK):
                     buffer[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
                     at += len(chunk)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+        except _DAMAGE as error:
             raise TorchFileError(f"entry {name} is damaged: {error or type(error).__name__}") from error
         if at != info.file_size:
             raise TorchFileError(f"entry {name} is damaged: {at} bytes of {info.file_size}")
@@ -202,9 +202,9 @@ class _Archive:
         )
 
 
-def _why_not_zip(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(512)
+def _why_not_zip(file: BinaryIO) -> str:
+    file.seek(0)
+    head = file.read(512)
     if head.startswith(b"PK\x03\x04"):
         return "truncated: a zip archive without its directory"
     if head.startswith(b"\x80") or head[257:262] == b"ustar":
