@@ -37,9 +37,8 @@ def main(argv: list[str]) -> None:
     print(f"{first.info.name} in {first.info.path}")
     for source in splits:
         print(f"  {source.info.split}: {len(source):,} pictures")
-    print(
-        f"  classes: {first.info.num_classes or 'none'}, captions: {'yes' if first.info.has_captions else 'no'}"
-    )
+    captions = "captions" if first.info.has_captions else "no captions"
+    print(f"  classes: {first.info.num_classes or 'none'}, {captions}")
     print(f"  licence: {first.info.licence}")
     if _PREVIEW.value:
         write_preview(first, Path(_PREVIEW.value), _PIXELS.value)

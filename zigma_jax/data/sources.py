@@ -41,7 +41,7 @@ class Source:
             raise ValueError(
                 f"data.name={builder.name!r}: its records are {builder.info.features}, not dictionaries"
             )
-        features = dict(builder.info.features.items())
+        features: dict[str, Any] = dict(builder.info.features.items())
         images = {k: f for k, f in features.items() if isinstance(f, tfds.features.Image)}
         if not images:
             raise ValueError(
@@ -51,12 +51,15 @@ class Source:
         texts = [k for k in ("caption", "text") if isinstance(features.get(k), tfds.features.Text)]
         self._image_key = "image" if "image" in images else next(iter(images))
         self._label_key = "label" if "label" in labels or not labels else next(iter(labels))
-        self._caption_key = texts[0] if texts else None
         label = labels.get(self._label_key)
+        # Only what training needs is parsed. Pictures stay encoded: decoding is ours, one rule for every set,
+        # and damage is caught where it is counted.
+        needed = [self._image_key] + ([self._label_key] if label else [])
+        self._features = tfds.features.FeaturesDict({key: features[key] for key in needed})
+        self._texts = tfds.features.FeaturesDict({key: features[key] for key in texts[:1]})
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
         try:
-            # Decoding is ours: one rule for every set, and damage is caught where it is counted.
-            decoders = {k: tfds.decode.SkipDecoding() for k in images}
-            self._records = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
+            self._records = builder.as_data_source(split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]
         except NotImplementedError:
             raise ValueError(
                 f"data.name={builder.name!r} is prepared in {builder.data_dir} as "
@@ -87,8 +90,10 @@ class Source:
         return self.info.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The whole record as TFDS parses it, pictures still encoded."""
-        return self._records[index]
+        """The record: its picture, still encoded, and its class if there are classes."""
+        skip = {self._image_key: tfds.decode.SkipDecoding()}
+        record: Any = self._features.deserialize_example_np(self._records[index], decoders=skip)
+        return record
 
     def picture(self, record: dict[str, Any]) -> bytes:
         """The encoded picture of a record."""
@@ -110,9 +115,11 @@ class Source:
 
     def caption(self, index: int) -> str:
         """The caption of record `index`; only for sets with captions."""
-        if self._caption_key is None:
+        if not self.info.has_captions:
             raise ValueError(f"{self.info.name} has no captions")
-        return self._records[index][self._caption_key].decode()
+        record: Any = self._texts.deserialize_example_np(self._records[index])
+        (text,) = record.values()
+        return text.decode()
 
 
 def prepare(
@@ -138,7 +145,7 @@ def prepare(
             raise ValueError(
                 f"data.name={name!r}: {base} comes as {', '.join(f'{base}/{c}' for c in configs)}"
             )
-        builder = OWN[base](config=config or None, data_dir=data_dir)
+        builder = OWN[base](config=config or configs[0], data_dir=data_dir)
     else:
         builder = catalog.find_builder(name, data_dir)
     if builder.data_path.exists():
@@ -160,11 +167,13 @@ def prepare(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TFDS's bars and its words of downloading: our own builders show one bar each and download
-    nothing."""
+    """Without TFDS's bars, log and words of downloading: our builders show one bar for each split instead."""
+    verbosity = logging.get_verbosity()
     tfds.disable_progress_bar()
+    logging.set_verbosity(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
+        logging.set_verbosity(verbosity)
         tfds.enable_progress_bar()

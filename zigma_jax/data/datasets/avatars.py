@@ -61,13 +61,12 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, getattr(config, split)) for split in ("train", "test")}
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        pictures = avatar_art.paint(split, count, self.builder_config.size)
-        for index, picture in enumerate(tqdm(pictures, f"avatars: {split}", count, unit="picture")):
+        for index in tqdm(range(count), f"avatars: {split}", unit="picture"):
             drawn = avatar_art.draw_attributes(split, index)
             yield (
                 index,
                 {
-                    "image": picture,
+                    "image": avatar_art.png(drawn, self.builder_config.size),
                     "label": drawn["top"],
                     "caption": avatar_art.caption(drawn),
                     "attributes": drawn,
