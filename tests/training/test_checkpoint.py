@@ -4,12 +4,15 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -343,6 +346,16 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(saved, asynchronous):
     assert ckpt.steps() == [20, 40, 60]
 
 
+def test_a_disk_too_small_is_seen_beforehand(saved, monkeypatch):
+    with Checkpointer(saved) as ckpt:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(
+            CheckpointError, match=rf"60 under {saved}: .*4,000 bytes are needed, 1,000 are free"
+        ):
+            ckpt.save(60, {"w": jnp.ones(1000)})
+    assert sorted(p.name for p in saved.iterdir()) == ["20", "40"]
+
+
 def test_an_unwritable_directory_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
@@ -383,6 +396,74 @@ def test_a_run_killed_while_saving_leaves_the_previous_checkpoint(tmp_path):
         np.testing.assert_array_equal(state["w19"], 19)
         ckpt.save(2, state)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_two_processes_save_together_and_agree(tmp_path):
+    """Each holds half of an array; damage that process 0 finds, and every refusal, reach both."""
+    program = """
+        import os, sys
+        from pathlib import Path
+        import jax, jax.numpy as jnp, numpy as np
+        jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+        from jax.experimental.multihost_utils import sync_global_devices
+        from zigma_jax.training.checkpoint import CheckpointError, Checkpointer
+
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), "fsdp")
+        rows = jax.sharding.NamedSharding(mesh, jax.P("fsdp"))
+        columns = jax.sharding.NamedSharding(mesh, jax.P(None, "fsdp"))
+
+        def state(step, bad=0.0):
+            w = np.arange(64, dtype=np.float32).reshape(8, 8) + step + bad
+            return {"w": jax.make_array_from_callback(w.shape, rows, lambda index: w[index])}
+
+        def refused(call, *arguments):
+            try:
+                call(*arguments)
+            except CheckpointError as error:
+                return str(error)
+
+        target = {"w": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=columns)}
+        with Checkpointer(sys.argv[3], keep_last=2) as ckpt:
+            for step in (1, 2, 3):
+                ckpt.save(step, state(step), {"process": jax.process_index()})
+            ckpt.wait()
+            sync_global_devices("saved")
+            if jax.process_index() == 0:
+                (Path(sys.argv[3]) / "3" / "extra.json").write_text("{}")
+            sync_global_devices("damaged")
+            restored, extra, step = ckpt.restore(target)
+            assert (step, extra) == (2, {"process": 0})
+            for shard in restored["w"].addressable_shards:
+                assert (np.asarray(shard.data) == np.arange(64).reshape(8, 8)[shard.index] + 2).all()
+            assert "missing from the checkpoint: v" in refused(ckpt.restore, {"v": target["w"]})
+            ckpt.save(3, state(3))
+            ckpt.wait()
+            assert "steps [2, 3] are there" in refused(ckpt.save, 1, state(1))
+            ckpt.save(4, state(4, bad=np.inf))
+            assert "not finite: w" in refused(ckpt.wait)
+            sync_global_devices("done")
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), address, str(rank), str(tmp_path)],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3", "3.damaged"]
+    with Checkpointer(tmp_path) as ckpt:
+        state, _, _ = ckpt.restore({"w": jax.ShapeDtypeStruct((8, 8), jnp.float32)})
+    np.testing.assert_array_equal(state["w"], np.arange(64).reshape(8, 8) + 3)
 
 
 # ---- parameters alone

@@ -12,13 +12,14 @@ POSIX file system that all processes share, and every process makes the same cal
 """
 
 import base64
+import errno
 import json
 import logging
+import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ class Checkpointer:
                     f"leaf {name} of the state is no plain array but {getattr(leaf, 'dtype', type(leaf))}"
                 )
         text = json.dumps(extra or {}, default=_bytes_to_json, indent=1)
-        _from_primary(partial(self._prepare, step))
+        size = sum(leaf.nbytes for leaf in leaves.values())
+        _from_primary(lambda: self._prepare(step, size))
         self._damaged = []
 
         fingerprints = {
@@ -142,7 +144,7 @@ class Checkpointer:
     def _staging(self, step: int) -> Path:
         return self.directory / f"{step}.saving"
 
-    def _prepare(self, step: int) -> None:
+    def _prepare(self, step: int, size: int) -> None:
         """Clears what a killed run left, puts damaged checkpoints aside and makes the staging directory."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -158,6 +160,10 @@ class Checkpointer:
                     f"cannot save step {step} under {self.directory}: steps {later} are there that "
                     "this run did not make; restore the latest, move them away, or choose another directory"
                 )
+            # Orbax, too, fails on a full disk, but its threads bury the reason under pages of tracebacks.
+            if (free := shutil.disk_usage(self.directory).free) < size:
+                reason = f"{os.strerror(errno.ENOSPC)}: {size:,} bytes are needed, {free:,} are free"
+                raise OSError(errno.ENOSPC, reason)
             self._staging(step).mkdir()
         except OSError as error:
             raise self._failure(step, error) from error
