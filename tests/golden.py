@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 GOLDENS = Path(__file__).parent / "goldens"
-CHECKPOINTS = sorted(path.stem for path in GOLDENS.glob("*.pt"))
+CHECKPOINTS = sorted(path.stem for path in GOLDENS.glob("*.pt") if path.with_suffix(".npz").exists())
 
 
 def load_golden(name: str) -> dict[str, np.ndarray]:
