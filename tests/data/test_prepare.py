@@ -9,21 +9,15 @@ from tests.data.conftest import picture, write
 from zigma_jax import prepare
 
 
-@flagsaver.flagsaver
-def run(*arguments: str) -> None:
+def run(**options) -> None:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    with flagsaver.as_parsed(*(tuple(a.removeprefix("--").split("=", 1)) for a in arguments)):
+    with flagsaver.flagsaver(**options):
         prepare.main(["prepare"])
 
 
 def test_it_says_what_there_is_and_draws_a_sheet(data_dir, tmp_path, capsys):
-    run(
-        "--name=avatars/tiny",
-        f"--data_dir={data_dir}",
-        f"--preview={tmp_path}/new/sheet.png",
-        "--preview_pixels=32",
-    )
+    run(name="avatars/tiny", data_dir=data_dir, preview=f"{tmp_path}/new/sheet.png", preview_pixels=32)
     printed = capsys.readouterr().out
     assert f"avatars/tiny/1.0.0 in {data_dir}/avatars/tiny/1.0.0" in printed
     assert "train: 64 pictures" in printed
@@ -36,11 +30,11 @@ def test_it_says_what_there_is_and_draws_a_sheet(data_dir, tmp_path, capsys):
 
 def test_it_names_unreadable_pictures_and_draws_the_others(data_dir, tmp_path, capsys):
     folder = write(tmp_path / "p", {"1.png": b"no picture", "2.png": picture(2)})
-    run("--name=folder", f"--folder={folder}", f"--data_dir={data_dir}", f"--preview={tmp_path}/sheet.png")
+    run(name="folder", folder=str(folder), data_dir=data_dir, preview=f"{tmp_path}/sheet.png")
     assert "record 0 is unreadable: UnidentifiedImageError" in capsys.readouterr().out
     assert (tmp_path / "sheet.png").is_file()
 
 
 def test_it_ends_with_the_rule_that_was_broken(tmp_path):
-    with pytest.raises(SystemExit, match="error: data.folder='/nowhere': there is no such directory"):
-        run("--name=folder", "--folder=/nowhere", f"--data_dir={tmp_path}")
+    with pytest.raises(SystemExit, match=r"error: data.folder='/nowhere': there is no such directory"):
+        run(name="folder", folder="/nowhere", data_dir=str(tmp_path))
