@@ -21,7 +21,7 @@ def x64():
 
 @pytest.fixture
 def as_a_user():
-    """Without the tests' run-time shape checks, which would refuse bad input before the library's own errors."""
+    """Without run-time shape checks, which would refuse bad input before the library's own errors."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -26,17 +26,16 @@ def model_fn(x, t):
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_matches_the_original_in_float64(golden, x64, path, prediction):
     x0, x1, t = (jnp.asarray(golden[k], jnp.float64) for k in ("x0", "x1", f"{path}/t"))
-    tolerance = {"rtol": 1e-9, "atol": 1e-12}  # the original's sigma has lost six digits at the end of vp
+    # the original's sigma has lost six digits at the end of vp
+    check = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
     for weighting in WEIGHTINGS:
         loss = Interpolant(path, prediction, weighting).loss_at(model_fn, x1, x0, t)
-        np.testing.assert_allclose(
-            loss, golden[f"f64/{path}/{prediction}/loss/{weighting or 'none'}"], **tolerance
-        )
+        check(loss, golden[f"f64/{path}/{prediction}/loss/{weighting or 'none'}"])
     ip = Interpolant(path, prediction)
     x_t = jnp.asarray(golden[f"f64/{path}/xt"])
     for name in ("drift", "score"):
         ours = getattr(ip, name)(model_fn, x_t, t)
-        np.testing.assert_allclose(ours, golden[f"f64/{path}/{prediction}/{name}"], **tolerance)
+        check(ours, golden[f"f64/{path}/{prediction}/{name}"])
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
@@ -165,7 +164,9 @@ def test_draws_do_not_depend_on_the_number_of_devices():
         np.testing.assert_array_equal(one, eight)
 
 
-@pytest.mark.parametrize(("path", "prediction"), [("linear", "velocity"), ("linear", "noise"), ("vp", "noise")])
+@pytest.mark.parametrize(
+    ("path", "prediction"), [("linear", "velocity"), ("linear", "noise"), ("vp", "noise")]
+)
 def test_distribution_of_noise_and_time(path, prediction):
     ip = Interpolant(path, prediction)
     n = 4000
@@ -224,7 +225,9 @@ def test_bad_calls_are_refused():
         ip.loss_at(model_fn, x, x[:, :1], t)
     with pytest.raises(ValueError, match="x1 has dtype int32; it must be floating point"):
         ip.loss(model_fn, x.astype(jnp.int32), jax.random.key(0))
-    with pytest.raises(ValueError, match=r"keys of shape \(3,\); give one key, or one for each of the 2 samples"):
+    with pytest.raises(
+        ValueError, match=r"keys of shape \(3,\); give one key, or one for each of the 2 samples"
+    ):
         ip.loss(model_fn, x, jax.random.split(jax.random.key(0), 3))
     with pytest.raises(ValueError, match="use = 'eval' is not one of: 'train', 'sample', 'sde'"):
         ip.interval("eval")

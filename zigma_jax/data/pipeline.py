@@ -13,7 +13,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import logging
+from absl import flags, logging
 
 from zigma_jax.data import images
 from zigma_jax.data.sources import Source, SourceInfo, prepare
@@ -24,7 +24,7 @@ int32 (b,) if the set has classes."""
 
 _PREFETCH = 4  # batches made ahead, in one background thread
 _FLIP, _REPLACE = 1, 2  # what a random stream is for
-_ATTEMPTS = 16  # other records tried in place of an unreadable one
+_ATTEMPTS = 64  # other records tried in place of an unreadable one
 _GRACE = 1000  # samples read before the fraction of unreadable ones is taken at its word
 
 
@@ -156,7 +156,7 @@ class _Steps:
     def __getitem__(self, index: int) -> tuple[Batch, list[tuple[int, str]]]:
         mine = range(self.first, self.first + self.count)
         start = index * self.global_batch
-        coins = _draw(self.seed, _FLIP, index, self.global_batch) % 2
+        coins = (_draw(self.seed, _FLIP, index, self.global_batch) % 2).tolist()
         return self.reader.batch(
             [int(self.order[start + i]) for i in mine], [self.flip and coins[i] == 1 for i in mine]
         )
@@ -173,6 +173,10 @@ class BatchIterator:
         steps = grain.MapDataset.source(self._dataset._steps)[self.step :]
         batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH))
         if workers := self._dataset.config.workers:
+            if (
+                not flags.FLAGS.is_parsed()
+            ):  # grain's workers read absl's flags, also in programs that have none
+                flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
             batches = batches.mp_prefetch(options)
         return iter(batches)

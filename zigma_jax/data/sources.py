@@ -57,9 +57,9 @@ class Source:
         needed = [self._image_key] + ([self._label_key] if label else [])
         self._features = tfds.features.FeaturesDict({key: features[key] for key in needed})
         self._texts = tfds.features.FeaturesDict({key: features[key] for key in texts[:1]})
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES
         try:
-            self._records = builder.as_data_source(split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]
+            # ArrayRecord's own reader: TFDS's takes the builder along when it's sent to another process.
+            self._records = builder.as_data_source(split).data_source  # pyright: ignore[reportCallIssue]
         except NotImplementedError:
             raise ValueError(
                 f"data.name={builder.name!r} is prepared in {builder.data_dir} as "
@@ -138,7 +138,8 @@ def prepare(
     if name == "folder":
         if folder_path is None:
             raise ValueError("data.name='folder' needs data.folder, the directory of pictures")
-        builder = folder.Folder(folder=folder_path, data_dir=data_dir)
+        with _quiet():
+            builder = folder.Folder(folder=folder_path, data_dir=data_dir)
     elif base in OWN:
         configs = list(OWN[base].builder_configs)
         if config and config not in configs:

@@ -12,8 +12,6 @@ from zigma_jax.interpolant.objective import Floats, Interpolant, ModelFn, at_lea
 Field = Callable[[Any, Array], Any]
 """field(y, t): y a pytree of (b, ...), t (b,) -> dy/dt, the same pytree."""
 
-_MAX_STEPS = 4096  # of an adaptive solve: a bound against a field that blows up; a usual solve takes tens
-
 
 def sample_ode(
     ip: Interpolant,
@@ -89,7 +87,10 @@ def integrate(
         raise ValueError(f"atol = {atol!r} and rtol = {rtol!r} must be positive")
     if method in _FIXED:
         return _fixed_grid(_FIXED[method], field, y0, t0, t1, steps)
-    return _adaptive(field, y0, t0, t1, atol, rtol)
+    # diffrax is imported here, so that a model and its loss do without it
+    from zigma_jax.interpolant.adaptive import dopri5
+
+    return dopri5(field, y0, t0, t1, atol=atol, rtol=rtol)
 
 
 # --- fixed grids ---
@@ -124,57 +125,3 @@ def _fixed_grid(step, field: Field, y0, t0: float, t1: float, steps: int):
         return step(at_scalar_time, y, *t_and_h), None
 
     return jax.lax.scan(body, y0, (ts[:-1], jnp.diff(ts)))[0]
-
-
-# --- adaptive steps ---
-
-
-def _adaptive(field: Field, y0, t0: float, t1: float, atol: float, rtol: float):
-    import diffrax  # here, so that the model and its loss do not need it
-
-    batched_field, closed_over = _one_by_one(field, y0, t0)
-
-    def solve(y):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, closed_over: batched_field(closed_over, y, t)),
-            diffrax.Dopri5(),
-            t0=t0,
-            t1=t1,
-            dt0=None,
-            y0=y,
-            args=closed_over,
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            max_steps=_MAX_STEPS,
-            throw=False,
-        )
-        done = solution.result == diffrax.RESULTS.successful
-        return jax.tree.map(lambda ys: jnp.where(done, ys[0], jnp.nan), solution.ys)
-
-    return jax.vmap(solve)(y0)
-
-
-def _one_by_one(field: Field, y0, t0: float):
-    """field as a function of one sample, which under vmap becomes one call of field on the whole batch.
-
-    field may use things that have a batch axis of their own (labels, say), so it cannot be called for a
-    single sample: vmap must hand it the batch as it is. Arrays that it closes over are returned beside it,
-    because the rule of a custom_vmap runs where they are out of scope.
-    """
-    import equinox as eqx
-
-    batch, dtype = jax.tree.leaves(y0)[0].shape[0], jax.tree.leaves(y0)[0].dtype
-    converted = eqx.filter_closure_convert(field, y0, jnp.full((batch,), t0, dtype))
-    closed_over, static = eqx.partition(converted, eqx.is_array)
-
-    @jax.custom_batching.custom_vmap
-    def one(closed_over, y, t):
-        del closed_over, t
-        return jax.tree.map(jnp.zeros_like, y)  # gives the shapes; never runs, for y is always batched
-
-    @one.def_vmap
-    def _(axis_size, in_batched, closed_over, y, t):
-        t = t if in_batched[2] else jnp.full((axis_size,), t)
-        dy = eqx.combine(closed_over, static)(y, t)
-        return dy, jax.tree.map(lambda _: True, dy)
-
-    return one, closed_over

@@ -118,8 +118,9 @@ def class_names(pictures: list[Picture]) -> list[str]:
 class Folder(tfds.core.GeneratorBasedBuilder):
     """The pictures of one directory, copied as they are (not decoded) into ArrayRecord.
 
-    The directory's listing (names, sizes, times of change, labels, captions) is part of the dataset's
-    name: changed directories are prepared anew, and old copies stay until they are deleted.
+    The listing (relative names, sizes, labels, captions) is part of the data set's name: a changed directory
+    is prepared anew, and the old copy stays until it is deleted. A picture edited to the same number of bytes
+    goes unnoticed: delete the prepared copy then.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -131,10 +132,8 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         digest = hashlib.sha256()
         for split, pictures in self._pictures.items():
             for path, label, caption in pictures:
-                stat = path.stat()
-                digest.update(
-                    repr((split, str(path), stat.st_size, stat.st_mtime_ns, label, caption)).encode()
-                )
+                name = path.resolve().relative_to(root, walk_up=True).as_posix()
+                digest.update(repr((split, name, path.stat().st_size, label, caption)).encode())
         slug = re.sub(r"\W+", "_", root.name) or "root"
         config = tfds.core.BuilderConfig(
             name=f"{slug}-{digest.hexdigest()[:16]}", version=self.VERSION, description=str(root)

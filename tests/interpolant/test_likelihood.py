@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.interpolant.gaussian import MEAN, STD, exact_model
+from zigma_jax.interpolant import Interpolant, bits_per_dim, likelihood, log_likelihood
+
+
+def model_fn(x, t):
+    """The function the goldens were made with."""
+    t = t.reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.tanh(0.7 * x + t) - 0.3 * x
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@pytest.mark.parametrize("path", ["linear", "gvp"])  # on vp the original starts at t = 1 and stops short of 0
+def test_matches_the_original_given_its_probe(golden, x64, monkeypatch, path, prediction):
+    probe = jnp.asarray(golden["probe"], jnp.float64)
+    monkeypatch.setattr(likelihood, "_probes", lambda keys, x, count: probe[None])
+    x = jnp.asarray(golden["x1"], jnp.float64)
+    with jax.disable_jit():  # faster than compiling
+        ours = log_likelihood(
+            Interpolant(path, prediction), model_fn, x, jax.random.key(0), method="euler", steps=20
+        )
+    np.testing.assert_allclose(ours, golden[f"f64/{path}/{prediction}/likelihood/euler/logp"], rtol=1e-10)
+
+
+@pytest.mark.parametrize(("path", "prediction"), [("linear", "velocity"), ("gvp", "noise"), ("vp", "score")])
+def test_closed_form_of_a_gaussian(path, prediction):
+    """The Jacobian is diagonal, so that one probe of +-1 gives its trace exactly."""
+    ip = Interpolant(path, prediction)
+    x = MEAN + STD * jax.random.normal(jax.random.key(0), (6, 5))
+    ours = jax.jit(lambda x: log_likelihood(ip, exact_model(ip), x, jax.random.key(1), rtol=1e-5))(x)
+    # of the density at the data end of the interval, which eps makes a little wider than the data's
+    c = ip.coefficients(jnp.array([ip.interval()[1]]))
+    mean, variance = c.alpha * MEAN, c.alpha**2 * STD**2 + c.sigma**2
+    exact = -0.5 * jnp.sum((x - mean) ** 2 / variance + jnp.log(2 * jnp.pi * variance), axis=1)
+    # the other end is taken to be N(0, 1), which is short by eps or exp(-5) of the data
+    np.testing.assert_allclose(ours, exact, atol=0.02 if path == "vp" else 0.01)
+    np.testing.assert_allclose(bits_per_dim(ours, 5), -ours / 5 / np.log(2), rtol=1e-6)
+
+
+def test_hutchinson_is_unbiased_and_sharpens_with_probes():
+    """A linear field with an off-diagonal Jacobian: x1 = expm(A) x0, log det = trace A."""
+    A = jnp.array([[0.3, 0.8], [0.1, -0.2]])
+    x = jnp.tile(jnp.array([[0.4, -0.7]]), (300, 1))
+
+    def run(probes):
+        return jax.jit(
+            lambda key: log_likelihood(
+                Interpolant(), lambda x, t: x @ A.T, x, key, method="heun", steps=20, probes=probes
+            )
+        )(jax.random.key(0))
+
+    z = x[0] @ jax.scipy.linalg.expm(-A).T
+    exact = -0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi)) - jnp.trace(A)
+    one, sixteen = run(1), run(16)
+    # an estimate is trace A +- 0.9, the sum of the off-diagonal elements
+    np.testing.assert_allclose(np.unique(np.round(one - exact, 3)), [-0.9, 0.9], atol=2e-3)
+    np.testing.assert_allclose(one.mean(), exact, atol=5 * 0.9 / np.sqrt(300))
+    np.testing.assert_allclose(sixteen.std(), 0.9 / 4, rtol=0.3)
+
+
+def test_probes_below_one_are_refused():
+    with pytest.raises(ValueError, match="probes = 0 must be at least 1"):
+        log_likelihood(Interpolant(), model_fn, jnp.zeros((2, 3)), jax.random.key(0), probes=0)
