@@ -1,6 +1,6 @@
 """Cartoon faces in minutes on a laptop CPU."""
 
-from zigma_jax.training.config import default_config
+from zigma_jax.training.parse_config import default_config
 
 
 def get_config():

@@ -51,9 +51,7 @@ def plot_orders(
         title = f"{orders} on {'x'.join(map(str, grid))} tokens"
         ways = (" forward", " backward") if plan.bidirectional else ("",)
         panels = [
-            (f"layer {i}{way}", path)
-            for i in range(plan.period)
-            for way, path in zip(ways, plan.layer(i), strict=True)
+            (f"layer {i}{way}", path) for i in range(plan.period) for way, path in zip(ways, plan.layer(i), strict=True)
         ]
     if not panels:
         raise ValueError("orders is empty: there is no path to draw")

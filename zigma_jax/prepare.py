@@ -10,19 +10,13 @@ from absl import app, flags
 
 from zigma_jax.data import images, sources
 
-_NAME = flags.DEFINE_string(
-    "name", "avatars", "avatars, emoji, folder, or an image set of TFDS (celeb_a, …)."
-)
+_NAME = flags.DEFINE_string("name", "avatars", "avatars, emoji, folder, or an image set of TFDS (celeb_a, …).")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets lie; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."
 )
 _FOLDER = flags.DEFINE_string("folder", None, "The directory of pictures, for --name=folder.")
-_PREVIEW = flags.DEFINE_string(
-    "preview", "preview.png", "The file for the sheet of pictures; empty for none."
-)
-_PIXELS = flags.DEFINE_integer(
-    "preview_pixels", 64, "Pixels a side of each picture in the sheet.", lower_bound=1
-)
+_PREVIEW = flags.DEFINE_string("preview", "preview.png", "The file for the sheet of pictures; empty for none.")
+_PIXELS = flags.DEFINE_integer("preview_pixels", 64, "Pixels a side of each picture in the sheet.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:

@@ -9,7 +9,8 @@ from ml_collections import config_dict, config_flags
 
 from zigma_jax.data.pipeline import BadDataError
 from zigma_jax.training.array_store import CheckpointError
-from zigma_jax.training.config import RunConfig, from_dict
+from zigma_jax.training.config import RunConfig
+from zigma_jax.training.parse_config import from_dict
 
 EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, BadDataError, CheckpointError)
 
@@ -41,8 +42,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def exit_with_errors() -> Iterator[None]:
     """Ends the program with code 1 and one line on stderr for errors that say all there is to know.
 
-    `--v=1` shows the traceback as well.
+    Libraries log warnings only, unless `--verbosity` says otherwise; `--verbosity=1` shows the traceback too.
     """
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     try:
         yield
     except EXPECTED as error:

@@ -10,7 +10,6 @@ The same command again goes on from the last checkpoint. What a run leaves in it
 Exit codes: 0 done; 1 an error, named on the last line; 143 stopped by SIGTERM, checkpoint saved.
 """
 
-import dataclasses
 import json
 import signal
 import sys
@@ -27,9 +26,10 @@ from jax.sharding import Mesh
 from zigma_jax.data.pipeline import Batch, make_dataset
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags
 from zigma_jax.training.checkpoint import Checkpointer
-from zigma_jax.training.config import RunConfig, to_dict
+from zigma_jax.training.config import RunConfig
 from zigma_jax.training.files import write_atomically
 from zigma_jax.training.logging import MetricLogger, parameter_table
+from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.sampling import choose_labels, gather, make_sampler
 from zigma_jax.training.sharding import batch_sharding, check_batch, make_mesh
@@ -209,7 +209,7 @@ def main(argv: list[str]) -> None:
             jax.distributed.initialize()
         workdir = Path(_WORKDIR.value or Path("runs") / _config_name())
         workdir.mkdir(parents=True, exist_ok=True)
-        finished = train(dataclasses.replace(config), workdir)
+        finished = train(config, workdir)
     if not finished:
         print(f"SIGTERM: a checkpoint is in {workdir}/checkpoints; the same command goes on from it.")
         sys.exit(PREEMPTED)

@@ -45,12 +45,7 @@ def tensor(shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, siz
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
     storage += integers(size)[1:-1] + b"tQ"
     view = integers(offset)[1:-1] + integers(*shape) + integers(*stride)
-    return (
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n("
-        + storage
-        + view
-        + b"\x89ccollections\nOrderedDict\n)RtR."
-    )
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + view + b"\x89ccollections\nOrderedDict\n)RtR."
 
 
 SIX = np.arange(6, dtype="<f4")
@@ -145,9 +140,7 @@ def test_unread_keys_are_not_touched(tmp_path):
 
 
 def test_big_endian(tmp_path):
-    path = save(
-        tmp_path / "a.pt", tensor((2, 3), (3, 1)), {"0": SIX.astype(">f4").tobytes()}, byteorder="big"
-    )
+    path = save(tmp_path / "a.pt", tensor((2, 3), (3, 1)), {"0": SIX.astype(">f4").tobytes()}, byteorder="big")
     np.testing.assert_array_equal(read_torch(path), SIX.reshape(2, 3))
     save(path, tensor((6,), (1,)), {"0": SIX.tobytes()}, byteorder="middle")
     with pytest.raises(TorchFileError, match="byteorder"):
@@ -181,16 +174,12 @@ def test_round_trip(tmp_path):
     shared = np.arange(6, dtype="f4").reshape(2, 3)
     names = ["f4", "f8", "f2", "i8", "i4", "i2", "i1", "u1", "?", "c8", "c16"]
     tree = {
-        "model": OrderedDict(
-            {"w": shared, "t": shared.T, "scalar": np.array(3, "f4"), "none": np.zeros((0, 2))}
-        ),
+        "model": OrderedDict({"w": shared, "t": shared.T, "scalar": np.array(3, "f4"), "none": np.zeros((0, 2))}),
         "ema": OrderedDict({"w": shared}),
         "dtypes": {name: np.array([0, 1, 100], name) for name in names},
         "bfloat16": np.array([1, -2.5], ml_dtypes.bfloat16),
         "args": {
-            "model": {
-                "params": {"depth": 3, "scan_type": "é", "lr": 1e-4, "on": True, "off": False, "none": None}
-            }
+            "model": {"params": {"depth": 3, "scan_type": "é", "lr": 1e-4, "on": True, "off": False, "none": None}}
         },
         "numbers": [0, -1, 255, 2**31 - 1, -(2**31), 2**31, 2**63, -(2**70), float("inf"), 5e-324],
         7: (1, (2, []), {}),
@@ -220,9 +209,7 @@ def test_written_bytes_are_deterministic_and_aligned(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt") as file:
         entries = file.infolist()
         assert file.testzip() is None
-    assert {"archive/data.pkl", "archive/version", "archive/byteorder"} < {
-        entry.filename for entry in entries
-    }
+    assert {"archive/data.pkl", "archive/version", "archive/byteorder"} < {entry.filename for entry in entries}
     for entry in entries:
         name, extra = struct.unpack_from("<HH", data, entry.header_offset + 26)
         assert (entry.header_offset + 30 + name + extra) % 64 == 0
@@ -313,13 +300,7 @@ def attacks(marker: Path) -> dict[str, bytes]:
         "persistent id": b"\x80\x02Pos.system\n.",
         "call what a call gave": ordered + b")R.",
         "call a string": b"\x80\x02" + text("os.system") + call + b"R.",
-        "setstate of a name": b"\x80\x02"
-        + rebuild
-        + b"}"
-        + text("__setstate__")
-        + b"cos\nsystem\nsb"
-        + one
-        + b"tb.",
+        "setstate of a name": b"\x80\x02" + rebuild + b"}" + text("__setstate__") + b"cos\nsystem\nsb" + one + b"tb.",
         "state of a function": b"\x80\x02" + rebuild + b"N}" + text("__code__") + b"Ns\x86b.",
         "state of a dict": b"\x80\x02}}" + text("__class__") + b"Nsb.",
         "unused": b"\x80\x02cos\nsystem\n0N.",
@@ -389,9 +370,7 @@ def test_missing_entries(tmp_path):
 @pytest.mark.parametrize("length", [0, 20, 23, 28])
 def test_storage_of_another_size(tmp_path, length):
     path = save(tmp_path / "a.pt", tensor((2,), (1,)), {"0": bytes(length)})
-    with pytest.raises(
-        TorchFileError, match=f"entry x/data/0 has {length} bytes, expected 6 numbers of 4 bytes"
-    ):
+    with pytest.raises(TorchFileError, match=f"entry x/data/0 has {length} bytes, expected 6 numbers of 4 bytes"):
         read_torch(path)
 
 
@@ -432,9 +411,7 @@ def test_valid_views(tmp_path):
     for shape, stride, offset in views:
         path = save(tmp_path / "a.pt", tensor(shape, stride, offset), {"0": SIX.tobytes()})
         array = read_torch(path)
-        index = offset + sum(
-            (np.indices(shape)[axis] * step for axis, step in enumerate(stride)), start=np.array(0)
-        )
+        index = offset + sum((np.indices(shape)[axis] * step for axis, step in enumerate(stride)), start=np.array(0))
         np.testing.assert_array_equal(array, SIX[index] if array.size else np.zeros(shape))
 
 
@@ -476,9 +453,7 @@ def test_damaged_pickles_raise_nothing_else(tmp_path):
     with zipfile.ZipFile(GOLDENS / "torch_mixed.pt") as file:
         entries = {name.removeprefix("torch_mixed/"): file.read(name) for name in file.namelist()}
     whole = entries.pop("data.pkl")
-    storages = {
-        name.removeprefix("data/"): data for name, data in entries.items() if name.startswith("data/")
-    }
+    storages = {name.removeprefix("data/"): data for name, data in entries.items() if name.startswith("data/")}
     rng, refused = np.random.default_rng(0), 0
     for _ in range(60):
         data = bytearray(whole)

@@ -6,11 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
-
-from zigma_kernels.grid_path import GridPath
 from zigma_kernels.selective_scan import IMPLEMENTATIONS, selective_scan, xla, xla_chunks
-from zigma_kernels.selective_scan.api import _check_shapes
 from zigma_kernels.selective_scan.cases import CASES, Case
 
 # "xla" is token by token on the CPU that runs these tests; "xla_chunks" is what it is elsewhere.

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.golden import CHECKPOINTS, GOLDENS, condition, load_golden
 
+from tests.golden import CHECKPOINTS, GOLDENS, condition, load_golden
 from zigma_jax.interop import load_official
 from zigma_jax.interop.official import official_tensors
 

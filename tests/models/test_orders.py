@@ -52,9 +52,7 @@ def test_official_hilbert_on_a_small_square_as_the_original_computes_it():
 @pytest.mark.parametrize("side", [2, 7, 16])
 def test_official_hilbert_is_the_inverse_of_hilbert(side):
     grid = (side, side)
-    pairs = zip(
-        scan_orders("hilbert8", grid).paths, scan_orders("official_hilbert8", grid).paths, strict=True
-    )
+    pairs = zip(scan_orders("hilbert8", grid).paths, scan_orders("official_hilbert8", grid).paths, strict=True)
     for true, official in pairs:
         np.testing.assert_array_equal(official.permutation, true.inverse)
 
@@ -73,9 +71,7 @@ def test_random_depends_on_the_seed_alone():
     plan = scan_orders("random3", (4, 4), seed=5)
     assert plan == scan_orders("random3", (4, 4), seed=5)
     assert plan.paths[:2] == scan_orders("random2", (4, 4), seed=5).paths
-    seen = {
-        path.permutation.tobytes() for s in (4, 5, 6) for path in scan_orders("random3", (4, 4), seed=s).paths
-    }
+    seen = {path.permutation.tobytes() for s in (4, 5, 6) for path in scan_orders("random3", (4, 4), seed=s).paths}
     assert len(seen) == 9
 
 

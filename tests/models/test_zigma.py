@@ -100,7 +100,9 @@ def test_every_kind_of_model(change):
 
 def model_like(model, **change):
     """The same weights under a changed configuration."""
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: zj.ZigMa(dataclasses.replace(model.cfg, **change), rngs=nnx.Rngs(0))))
+    graphdef = nnx.graphdef(
+        nnx.eval_shape(lambda: zj.ZigMa(dataclasses.replace(model.cfg, **change), rngs=nnx.Rngs(0)))
+    )
     return nnx.merge(graphdef, nnx.state(model))
 
 
@@ -184,7 +186,10 @@ def test_stochastic_depth():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sample_shape": (33, 33, 3)}, "patch_size = 2: must divide the sample's height and width, which are 33 × 33"),
+        (
+            {"sample_shape": (33, 33, 3)},
+            "patch_size = 2: must divide the sample's height and width, which are 33 × 33",
+        ),
         ({"sample_shape": (4, 4)}, "sample_shape = .*must be"),
         ({"depth": 0}, "depth = 0: must be at least 1"),
         ({"conv_width": 5}, "conv_width = 5: must be 2, 3 or 4"),

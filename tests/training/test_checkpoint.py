@@ -48,9 +48,7 @@ def make_state(step=0, size=8):
 
 
 def abstract(state, sharding=None):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding and sharding(x)), state
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding and sharding(x)), state)
 
 
 def assert_same(a, b):
@@ -234,9 +232,7 @@ def test_an_array_that_was_written_wrong_is_found_by_its_fingerprint(saved):
         ckpt.restore(abstract(make_state()), step=40)
 
 
-@pytest.mark.parametrize(
-    "dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.int8, jnp.bool, jnp.float8_e4m3fn]
-)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.int8, jnp.bool, jnp.float8_e4m3fn])
 def test_fingerprint_sees_every_bit_and_place_and_no_sharding(dtype):
     x = np.asarray(jnp.arange(48).reshape(8, 6) % 5).astype(dtype)
     whole = fingerprint(jnp.asarray(x))
@@ -349,9 +345,7 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(saved, asynchronous):
 def test_a_disk_too_small_is_seen_beforehand(saved, monkeypatch):
     with Checkpointer(saved) as ckpt:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-        with pytest.raises(
-            CheckpointError, match=rf"60 under {saved}: .*4,000 bytes are needed, 1,000 are free"
-        ):
+        with pytest.raises(CheckpointError, match=rf"60 under {saved}: .*4,000 bytes are needed, 1,000 are free"):
             ckpt.save(60, {"w": jnp.ones(1000)})
     assert sorted(p.name for p in saved.iterdir()) == ["20", "40"]
 

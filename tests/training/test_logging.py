@@ -19,9 +19,7 @@ def lines(workdir):
 
 
 def logger(workdir, **options):
-    return MetricLogger(
-        workdir, **{"total_steps": 40, "images_per_step": 8, "every": 5, "progress": False} | options
-    )
+    return MetricLogger(workdir, **{"total_steps": 40, "images_per_step": 8, "every": 5, "progress": False} | options)
 
 
 def run(log, first, last):
@@ -106,9 +104,7 @@ def test_tensorboard_holds_scalars_and_pictures(tmp_path):
     run(log, 1, 5)
     log.image(5, "samples", np.zeros((6, 6, 3), np.uint8))
     log.close()
-    events = [
-        event for file in (tmp_path / "tensorboard").iterdir() for event in read_events(file.read_bytes())
-    ]
+    events = [event for file in (tmp_path / "tensorboard").iterdir() for event in read_events(file.read_bytes())]
     values = {value.tag: (event.step, value) for event in events for value in event.summary.value}
     assert values["loss"][0] == 5
     assert values["loss"][1].simple_value == pytest.approx(0.2)
@@ -136,9 +132,7 @@ def test_progress_bar_shows_loss_speed_and_time_left(tmp_path, capsys):
 
 def test_wandb_resumes_the_same_run(tmp_path, monkeypatch):
     started, logged = [], []
-    run_object = types.SimpleNamespace(
-        log=lambda values, step: logged.append((step, values)), finish=lambda: None
-    )
+    run_object = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
     fake = types.SimpleNamespace(init=lambda **keywords: started.append(keywords) or run_object)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for start in (0, 5):

@@ -13,9 +13,7 @@ def tile(grid, row, column, h, w):
     return grid[top : top + h, left : left + w]
 
 
-@pytest.mark.parametrize(
-    ("n", "rows", "columns"), [(1, 1, 1), (4, 2, 2), (5, 2, 3), (6, 2, 3), (7, 3, 3), (16, 4, 4)]
-)
+@pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (4, 2, 2), (5, 2, 3), (6, 2, 3), (7, 3, 3), (16, 4, 4)])
 def test_grid_is_near_square_and_keeps_the_order(n, rows, columns):
     bytes_in = np.random.default_rng(0).integers(0, 256, (n, 3, 5, 3), dtype=np.uint8)
     grid = preview.make_grid(bytes_in.astype(np.float32) / 127.5 - 1)
@@ -40,9 +38,7 @@ def test_pixels_that_are_not_finite_are_seen():
 
 
 def test_a_video_is_a_row_of_its_frames():
-    videos = np.linspace(-1, 1, 2 * 3, dtype=np.float32).reshape(2, 3, 1, 1, 1) * np.ones(
-        (2, 3, 4, 4, 3), np.float32
-    )
+    videos = np.linspace(-1, 1, 2 * 3, dtype=np.float32).reshape(2, 3, 1, 1, 1) * np.ones((2, 3, 4, 4, 3), np.float32)
     grid = preview.make_grid(videos)
     assert grid.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
     assert [int(tile(grid, i // 3, i % 3, 4, 4).mean()) for i in range(6)] == [0, 51, 102, 153, 204, 255]

@@ -63,10 +63,7 @@ CONFIG_NAMES = (
     "omegaconf.base.Metadata",
     "argparse.Namespace",
     "typing.Any",
-    *(
-        f"builtins.{kind}"
-        for kind in ("dict", "list", "tuple", "set", "str", "bytes", "int", "long", "float", "bool")
-    ),
+    *(f"builtins.{kind}" for kind in ("dict", "list", "tuple", "set", "str", "bytes", "int", "long", "float", "bool")),
 )
 
 _LITERALS = (
@@ -216,9 +213,7 @@ def _set_state(target: Any, state: Any) -> None:
     if isinstance(target, Record):
         target.state = state
     elif not isinstance(target, OrderedDict):  # a state dict's _metadata (layer versions) is of no use here
-        raise UnsafeCheckpointError(
-            f"the pickle sets the state of a {type(target).__name__}; nothing was executed"
-        )
+        raise UnsafeCheckpointError(f"the pickle sets the state of a {type(target).__name__}; nothing was executed")
 
 
 def to_plain(value: Any, leaf: Callable[[Any], Any] = lambda value: value) -> Any:

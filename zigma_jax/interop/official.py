@@ -225,7 +225,11 @@ def _config_from_file(contents: Mapping, tensors: Mapping[str, np.ndarray], path
         null_class=table is not None and table.shape[0] == num_classes + 1,
         context_size=params.get("d_context", 0) if params.get("has_text") else 0,
         drop_path_rate=params.get("drop_path_rate", 0.1),
-        **{ours: ssm[name] for ours, name in (("state_size", "d_state"), ("conv_width", "d_conv"), ("expand", "expand")) if name in ssm},
+        **{
+            ours: ssm[name]
+            for ours, name in (("state_size", "d_state"), ("conv_width", "d_conv"), ("expand", "expand"))
+            if name in ssm
+        },
     )
 
 

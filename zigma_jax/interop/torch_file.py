@@ -129,17 +129,11 @@ class _Archive:
             raise TorchFileError(f"not a file of torch.save: {len(pickles)} entries data.pkl, expected one")
         self.folder = pickles[0].removesuffix("data.pkl")
         if self.folder + "constants.pkl" in self.entries:
-            raise TorchFileError(
-                "a TorchScript program, not a checkpoint; save the state dict with torch.save"
-            )
+            raise TorchFileError("a TorchScript program, not a checkpoint; save the state dict with torch.save")
         order = self.folder + "byteorder"  # absent before PyTorch 2.1
-        self.byteorder = (
-            self.read(order).tobytes().decode("ascii", "replace") if order in self.entries else "little"
-        )
+        self.byteorder = self.read(order).tobytes().decode("ascii", "replace") if order in self.entries else "little"
         if self.byteorder not in ("little", "big"):
-            raise TorchFileError(
-                f"entry {order}: byte order {self.byteorder[:20]!r} is neither little nor big"
-            )
+            raise TorchFileError(f"entry {order}: byte order {self.byteorder[:20]!r} is neither little nor big")
         return inert_pickle.load(self.read(pickles[0]).tobytes(), _CONSTRUCT, _INERT, self.storage)
 
     def read(self, name: str) -> np.ndarray:
@@ -226,13 +220,9 @@ def _rebuild_tensor(
     if not isinstance(storage, _Storage):
         raise TorchFileError("malformed pickle: a tensor without a storage")
     if not (isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= 64):
-        raise TorchFileError(
-            "malformed pickle: a tensor's shape and strides are not tuples of one length up to 64"
-        )
+        raise TorchFileError("malformed pickle: a tensor's shape and strides are not tuples of one length up to 64")
     if not all(type(n) is int and 0 <= n < _MOST for n in (offset, *shape, *stride)):
-        raise TorchFileError(
-            "malformed pickle: a tensor's offset, shape or strides are not numbers below 2^48"
-        )
+        raise TorchFileError("malformed pickle: a tensor's offset, shape or strides are not numbers below 2^48")
     if math.prod(n or 1 for n in shape) >= _MOST:
         raise TorchFileError(f"malformed pickle: a tensor's shape {shape} has 2^48 elements or more")
     count = math.prod(shape)
@@ -293,11 +283,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 def _numpy_scalar(dtype: Any, data: Any) -> Any:
     code = dtype.args[0] if isinstance(dtype, Record) and dtype.name == "numpy.dtype" and dtype.args else None
-    if (
-        not isinstance(code, str)
-        or not re.fullmatch(r"b1|[iu][1248]|f[248]", code)
-        or not isinstance(data, bytes)
-    ):
+    if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]", code) or not isinstance(data, bytes):
         raise TorchFileError("malformed pickle: a NumPy scalar of unknown dtype")
     order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "<"
     kind = np.dtype(code).newbyteorder(">" if order == ">" else "<")

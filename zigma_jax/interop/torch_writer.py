@@ -68,9 +68,7 @@ def _add(file: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     info = zipfile.ZipInfo(f"{_FOLDER}/{name}")
     info.file_size = len(data)
     assert file.fp is not None
-    zip64 = (
-        20 if info.file_size * 1.05 > zipfile.ZIP64_LIMIT else 0
-    )  # zipfile's own rule for the longer header
+    zip64 = 20 if info.file_size * 1.05 > zipfile.ZIP64_LIMIT else 0  # zipfile's own rule for the longer header
     start = file.fp.tell() + 30 + len(info.filename) + zip64 + 4
     padding = -start % _ALIGNMENT
     info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
@@ -95,9 +93,7 @@ class _Pickler:
             case bool():
                 out += b"\x88" if value else b"\x89"
             case np.generic():
-                raise TypeError(
-                    f"{_show(place)}: a NumPy scalar ({value.dtype}); pass a Python number or an array"
-                )
+                raise TypeError(f"{_show(place)}: a NumPy scalar ({value.dtype}); pass a Python number or an array")
             case int():
                 self.integer(value)
             case float():
@@ -117,18 +113,14 @@ class _Pickler:
                 out += b"}(" if type(value) is dict else b"ccollections\nOrderedDict\n)R("
                 for key, part in value.items():
                     if not isinstance(key, str | int | float):
-                        raise TypeError(
-                            f"{_show(place)}: a key of type {type(key).__name__}, expected str or a number"
-                        )
+                        raise TypeError(f"{_show(place)}: a key of type {type(key).__name__}, expected str or a number")
                     self.write(key, (*place, key))
                     self.write(part, (*place, key))
                 out += b"u"
             case _:
                 raise TypeError(f"{_show(place)}: a {type(value).__name__} cannot be written to a .pt file")
 
-    def sequence(
-        self, head: bytes, values: list[Any] | tuple[Any, ...], tail: bytes, place: tuple[Any, ...]
-    ) -> None:
+    def sequence(self, head: bytes, values: list[Any] | tuple[Any, ...], tail: bytes, place: tuple[Any, ...]) -> None:
         self.out += head
         for number, value in enumerate(values):
             self.write(value, (*place, number))

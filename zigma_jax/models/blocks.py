@@ -61,12 +61,23 @@ class Block(nnx.Module):
         size = cfg.hidden_size
         self.norm = nnx.RMSNorm(size, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.modulation = nnx.Linear(
-            size, (6 if cfg.context_size else 3) * size, dtype=dtype, kernel_init=zeros, bias_init=zeros, rngs=rngs
+            size,
+            (6 if cfg.context_size else 3) * size,
+            dtype=dtype,
+            kernel_init=zeros,
+            bias_init=zeros,
+            rngs=rngs,
         )
         self.mixer = Mixer(cfg, directions, rngs=rngs)
         if cfg.context_size:
             self.norm_attention = nnx.LayerNorm(
-                size, epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype, rngs=rngs
+                size,
+                epsilon=1e-6,
+                use_bias=False,
+                use_scale=False,
+                use_fast_variance=False,
+                dtype=dtype,
+                rngs=rngs,
             )
             self.attention = CrossAttention(size, dtype=dtype, rngs=rngs)
         if cfg.pos_embed == "per_layer":

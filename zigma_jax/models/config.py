@@ -95,7 +95,9 @@ class ZigMaConfig:
         require(0 <= self.drop_path_rate < 1, "drop_path_rate", "must be at least 0 and below 1")
         for field, choices in (("pos_embed", PosEmbed), ("dtype", Dtype), ("remat", Remat)):
             require(
-                getattr(self, field) in get_args(choices), field, f"must be one of {', '.join(get_args(choices))}"
+                getattr(self, field) in get_args(choices),
+                field,
+                f"must be one of {', '.join(get_args(choices))}",
             )
         require(
             self.pos_embed != "sincos" or self.hidden_size % 4 == 0,

@@ -43,9 +43,7 @@ class SSM(nnx.Module):
         self.D = nnx.Param(ones(None, (d,)))
 
     def __call__(self, x: Float[Array, "b L d"], z: Float[Array, "b L d"], order: GridPath) -> Float[Array, "b L d"]:
-        u = causal_conv(
-            x, self.conv_kernel[...], self.conv_bias[...], order=order, activation="silu"
-        )
+        u = causal_conv(x, self.conv_kernel[...], self.conv_bias[...], order=order, activation="silu")
         dt, B, C = jnp.split(self.x_proj(u), self.splits, axis=-1)
         return selective_scan(
             u,
@@ -70,7 +68,12 @@ class Mixer(nnx.Module):
     def __init__(self, cfg: ZigMaConfig, directions: int, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(cfg.dtype)
         self.in_proj = nnx.Linear(
-            cfg.hidden_size, 2 * cfg.inner_size, use_bias=False, dtype=dtype, kernel_init=torch_linear, rngs=rngs
+            cfg.hidden_size,
+            2 * cfg.inner_size,
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=torch_linear,
+            rngs=rngs,
         )
         self.ssm = SSM(cfg, dt_bias_init=time_step_bias(), rngs=rngs)
         # The original zeroes the second direction's time-step bias together with all other linear biases.

@@ -140,9 +140,7 @@ def _space_and_time(letters: str, grid: tuple[int, ...]) -> tuple[GridPath, ...]
     pattern = letters[: (letters + letters).index(letters, 1)]  # "stst" is "st" said twice
     repeats = math.lcm(*(len(paths) // math.gcd(len(paths), pattern.count(x)) for x, paths in turns.items()))
     layers = pattern * repeats
-    return tuple(
-        turns[letter][layers[:i].count(letter) % len(turns[letter])] for i, letter in enumerate(layers)
-    )
+    return tuple(turns[letter][layers[:i].count(letter) % len(turns[letter])] for i, letter in enumerate(layers))
 
 
 def _path_seed(seed: int, index: int) -> int:

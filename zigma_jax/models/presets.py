@@ -1,6 +1,7 @@
 """The official model sizes (`zigma_s_1` … `zigma_h_4` in model_zigma.py), at 32 × 32 × 4 latents.
 
-Take one and change what differs: `dataclasses.replace(presets["zigma_b_2"], sample_shape=(16, 32, 32, 4), scan="video_sst")`.
+Take one and change what differs:
+`dataclasses.replace(presets["zigma_b_2"], sample_shape=(16, 32, 32, 4), scan="video_sst")`.
 """
 
 from types import MappingProxyType

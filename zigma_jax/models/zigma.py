@@ -166,9 +166,7 @@ class ZigMa(nnx.Module):
         return carry
 
 
-def drop_path_scales(
-    key: Key[Array, "*b"], batch: int, depth: int, rate: float
-) -> Float[Array, "layers b"]:
+def drop_path_scales(key: Key[Array, "*b"], batch: int, depth: int, rate: float) -> Float[Array, "layers b"]:
     """What stochastic depth multiplies each sample's branch with, layer by layer and before the final norm.
 
     (depth + 1, b): 0 with the layer's rate, else 1 / (1 − rate). Rates are [0] + linspace(0, rate, depth), the

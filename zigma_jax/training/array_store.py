@@ -81,9 +81,7 @@ def load(orbax: ocp.Checkpointer, path: Path, wanted: dict[str, Any]) -> dict[st
     """The arrays of `wanted`, which holds `ShapeDtypeStruct`s with shardings by name, in its order."""
     item = nest(wanted)
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    tree = orbax.restore(
-        path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-    )
+    tree = orbax.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True))
     leaves = flatten(tree)
     return {name: leaves[name] for name in wanted}
 

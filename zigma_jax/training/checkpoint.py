@@ -94,26 +94,20 @@ class Checkpointer:
         leaves = flatten(state)
         for name, leaf in leaves.items():
             if not isinstance(leaf, jax.Array) or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-                raise TypeError(
-                    f"leaf {name} of the state is no plain array but {getattr(leaf, 'dtype', type(leaf))}"
-                )
+                raise TypeError(f"leaf {name} of the state is no plain array but {getattr(leaf, 'dtype', type(leaf))}")
         text = json.dumps(extra or {}, default=_bytes_to_json, indent=1)
         size = sum(leaf.nbytes for leaf in leaves.values())
         _from_primary(lambda: self._prepare(step, size))
         self._damaged = []
 
-        fingerprints = {
-            name: fingerprint(leaf) for name, leaf in leaves.items()
-        }  # enqueued before any donation
+        fingerprints = {name: fingerprint(leaf) for name, leaf in leaves.items()}  # enqueued before any donation
         table = {name: {"shape": leaf.shape, "dtype": str(leaf.dtype)} for name, leaf in leaves.items()}
         try:
             self._orbax.save(self._staging(step) / "state", args=ocp.args.PyTreeSave(nest(leaves)))
         except Exception as error:
             raise self._failure(step, error) from error
         self._last = step
-        self._thread = threading.Thread(
-            target=self._finish, args=(step, table, fingerprints, text), name="checkpoint"
-        )
+        self._thread = threading.Thread(target=self._finish, args=(step, table, fingerprints, text), name="checkpoint")
         self._thread.start()
         if not self.asynchronous:
             self.wait()
@@ -168,9 +162,7 @@ class Checkpointer:
         except OSError as error:
             raise self._failure(step, error) from error
 
-    def _finish(
-        self, step: int, table: dict[str, dict], fingerprints: dict[str, jax.Array], extra: str
-    ) -> None:
+    def _finish(self, step: int, table: dict[str, dict], fingerprints: dict[str, jax.Array], extra: str) -> None:
         """The thread: waits for orbax, adds the other files, renames, deletes old checkpoints."""
         try:
             self._orbax.wait_until_finished()
@@ -182,9 +174,7 @@ class Checkpointer:
                 raise CheckpointError(f"not finite: {listed(not_finite)}")
             if jax.process_index() == 0:
                 staging = self._staging(step)
-                (staging / "leaves.json").write_text(
-                    json.dumps({"format": 1, "step": step, "leaves": table}, indent=1)
-                )
+                (staging / "leaves.json").write_text(json.dumps({"format": 1, "step": step, "leaves": table}, indent=1))
                 (staging / "extra.json").write_text(extra)
                 write_sums(staging)
                 staging.rename(self.directory / str(step))
@@ -197,9 +187,7 @@ class Checkpointer:
         for step in self.steps()[: -self.keep_last]:
             if self.keep_every is None or step % self.keep_every:
                 doomed = self.directory / f"{step}.deleted"
-                (self.directory / str(step)).rename(
-                    doomed
-                )  # first, so that a kill leaves no half of a checkpoint
+                (self.directory / str(step)).rename(doomed)  # first, so that a kill leaves no half of a checkpoint
                 shutil.rmtree(doomed)
 
     def _failure(self, step: int, cause: Exception) -> CheckpointError:
@@ -219,9 +207,7 @@ class Checkpointer:
         """The last of `steps`, or None if there is none."""
         return max(self.steps(), default=None)
 
-    def restore(
-        self, abstract: PyTree, step: int | None = None, partial: bool = False
-    ) -> tuple[PyTree, dict, int]:
+    def restore(self, abstract: PyTree, step: int | None = None, partial: bool = False) -> tuple[PyTree, dict, int]:
         """The newest sound checkpoint, or that of `step`: (state, extra, its step).
 
         abstract: the state's tree with, for leaves, `jax.ShapeDtypeStruct`s (or arrays) whose sharding says
@@ -305,9 +291,7 @@ def _leaves_hit(path: Path) -> list[str]:
     hit = []
     for name, entry in json.loads((path / "leaves.json").read_text())["leaves"].items():
         try:
-            sound = (
-                _split(fingerprint(jnp.asarray(read_array(path / "state", name))))[0] == entry["fingerprint"]
-            )
+            sound = _split(fingerprint(jnp.asarray(read_array(path / "state", name))))[0] == entry["fingerprint"]
         except Exception:
             sound = False
         hit += [] if sound else [name]

@@ -81,9 +81,7 @@ def check_sums(directory: Path) -> list[str]:
     problems = [f"file {name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"file {name} is not listed in {SUMS}" for name in found.keys() - expected.keys()]
     problems += [
-        f"file {name} does not match its checksum"
-        for name in found
-        if expected.get(name, found[name]) != found[name]
+        f"file {name} does not match its checksum" for name in found if expected.get(name, found[name]) != found[name]
     ]
     if not problems and written != list(found.values()):
         problems = [f"file {SUMS} is damaged"]

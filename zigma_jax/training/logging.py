@@ -98,9 +98,7 @@ class MetricLogger:
         rate = (step - last) * self.images_per_step / (now - then) if step > last else math.nan
         self._clock = step, now
         self.write(step, values | {"images_per_sec": rate})
-        self._bar.set_postfix(
-            {"loss": f"{values.get('loss', math.nan):.4f}", "img/s": f"{rate:.1f}"}, refresh=False
-        )
+        self._bar.set_postfix({"loss": f"{values.get('loss', math.nan):.4f}", "img/s": f"{rate:.1f}"}, refresh=False)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes host values of `step` at once. What is not finite is null in metrics.jsonl."""

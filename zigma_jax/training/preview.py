@@ -26,7 +26,7 @@ def make_grid(
     broken sample looks broken.
     Raises ValueError for no samples, and for other channels: latents have to be decoded first.
     """
-    tiles = _to_rgb(np.asarray(samples, np.float32))
+    tiles = to_rgb(np.asarray(samples, np.float32))
     if tiles.ndim == 5:
         columns = columns or tiles.shape[1]
         tiles = tiles.reshape(-1, *tiles.shape[2:])
@@ -72,11 +72,10 @@ def save_animation(
     write_atomically(path, buffer.getvalue())
 
 
-def _to_rgb(samples: Float[np.ndarray, "*n c"]) -> UInt8[np.ndarray, "*n 3"]:
+def to_rgb(samples: Float[np.ndarray, "*n c"]) -> UInt8[np.ndarray, "*n 3"]:
+    """Samples in [-1, 1] as bytes: clipped, grey as RGB, what is not finite in magenta. Raises as `make_grid`."""
     if samples.size == 0 or samples.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"samples of shape {samples.shape}: need one at least, and 1 or 3 channels (decode latents)"
-        )
+        raise ValueError(f"samples of shape {samples.shape}: need one at least, and 1 or 3 channels (decode latents)")
     finite = np.isfinite(samples).all(-1)
     pixels = np.clip((np.where(finite[..., None], samples, 0) + 1) * 127.5, 0, 255)
     rgb = np.broadcast_to(np.rint(pixels).astype(np.uint8), (*samples.shape[:-1], 3)).copy()

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32
 
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
@@ -21,10 +20,10 @@ Params = dict[str, Any]  # nested by attribute name, arrays at the leaves; `nnx.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a checkpoint holds of the training itself.
+    """All that a checkpoint holds of the training itself: arrays, or their `ShapeDtypeStruct`s.
 
     Attributes:
-        step: batches seen.
+        step: batches seen, int32 as the two counters.
         skipped: how many of them were skipped for a non-finite loss or gradient.
         skipped_in_a_row: how many of the last ones.
         params: the parameters, float32.
@@ -32,9 +31,9 @@ class TrainState:
         opt_state: optax's.
     """
 
-    step: Int32[Array, ""]
-    skipped: Int32[Array, ""]
-    skipped_in_a_row: Int32[Array, ""]
+    step: Any
+    skipped: Any
+    skipped_in_a_row: Any
     params: Params
     ema: Params
     opt_state: Any
@@ -55,9 +54,7 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
     """Clipping by global norm, then AdamW."""
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(
-            learning_rate(cfg, steps), cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask
-        ),
+        optax.adamw(learning_rate(cfg, steps), cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask),
     )
 
 
@@ -85,6 +82,8 @@ def make_state(model_cfg: ZigMaConfig, optimizer: optax.GradientTransformation, 
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, mesh)
     abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
     return graphdef, jax.jit(init, out_shardings=shardings), abstract

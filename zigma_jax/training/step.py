@@ -66,9 +66,7 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, *part)), None
 
         # Part i takes every accumulate-th sample, so that each stays spread over all devices.
-        parts = jax.tree.map(
-            lambda a: jnp.moveaxis(a.reshape(-1, cfg.accumulate, *a.shape[1:]), 1, 0), (batch, keys)
-        )
+        parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, cfg.accumulate, *a.shape[1:]), 1, 0), (batch, keys))
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(add_part, zero, parts)
         return jax.tree.map(lambda a: a / cfg.accumulate, total)
@@ -76,7 +74,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = sample_keys(cfg.seed, state.step, cfg.batch_size)
         loss, gradient = loss_and_gradient(state.params, batch, keys)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

@@ -58,7 +58,7 @@ class Case:
         if self.initial_state:
             segments = self.order.segments if self.order else 1
             args["initial_state"] = normal((b, d, n) if segments == 1 else (b, segments, d, n))
-        wide = {name: "float32" for name in ("A", "D", "dt_bias", "initial_state")}
+        wide = dict.fromkeys(("A", "D", "dt_bias", "initial_state"), "float32")
         return {name: x.astype(dtype or wide.get(name) or jnp.dtype(self.dtype)) for name, x in args.items()}
 
 

@@ -1,0 +1,69 @@
+"""Turns weights from one form into another: `python -m zigma_jax.convert --source=A --target=B`.
+
+--source   a workdir of zigma_jax.train, an official .pt, a .safetensors, or a directory of orbax parameters
+--target   NAME.pt (official), NAME.safetensors, or a new directory: bare orbax parameters; with --config a
+           workdir at step 0, from which `zigma_jax.train` with that configuration goes on
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from zigma_jax.data.pipeline import make_dataset
+from zigma_jax.models.zigma import ZigMa
+from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags
+from zigma_jax.training.array_store import check_same_model, flatten
+from zigma_jax.training.checkpoint import Checkpointer
+from zigma_jax.training.config import RunConfig
+from zigma_jax.training.parse_config import to_dict
+from zigma_jax.training.sharding import make_mesh
+from zigma_jax.training.state import make_optimizer, make_state
+from zigma_jax.training.weights import load_weights, params_of, save_weights
+
+_CONFIG = DEFINE_config()
+_SOURCE = flags.DEFINE_string("source", None, "What to read.")
+_TARGET = flags.DEFINE_string("target", None, "What to write; must not exist.")
+_WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    with exit_with_errors():
+        if _SOURCE.value is None or _TARGET.value is None:
+            raise ValueError("--source and --target are both needed")
+        source, target = Path(_SOURCE.value), Path(_TARGET.value)
+        model, _ = load_weights(source, _WEIGHTS.value)
+        if _CONFIG.value is None:
+            save_weights(model, target)
+        else:
+            save_workdir(model, load_config(_CONFIG.value), target)
+        print(f"{target}: {sum(a.size for a in jax.tree.leaves(params_of(model))):,} parameters of {source}")
+
+
+def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
+    """A workdir whose training starts from the model's weights, raw and averaged alike.
+
+    Raises:
+        ValueError: the workdir exists. CheckpointError: the configuration's model is another.
+    """
+    if workdir.exists():
+        raise ValueError(f"{workdir} exists; choose another name")
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    _, init_state, abstract_state = make_state(config.model, optimizer, config.train.seed, make_mesh(config.train.fsdp))
+    params = params_of(model)
+    stored = {name: {"shape": leaf.shape, "dtype": str(leaf.dtype)} for name, leaf in flatten(params).items()}
+    check_same_model(flatten(abstract_state.params), stored, workdir, partial=False)
+    state = init_state()
+    place = lambda params: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)  # noqa: E731
+    state = dataclasses.replace(state, params=place(params), ema=place(jax.tree.map(jnp.copy, params)))
+    data = iter(make_dataset(config.data, global_batch=config.train.batch_size, seed=config.train.seed))
+    with Checkpointer(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(0, state, {"config": to_dict(config), "data": data.get_state()})
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
