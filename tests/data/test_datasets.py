@@ -15,7 +15,7 @@ import pytest
 import scipy.io
 import tensorflow_datasets as tfds
 
-from tests.data.conftest import picture, write
+from tests.data.pictures import picture, write
 from zigma_jax.data import images, sources
 from zigma_jax.data.datasets import avatar_art, emoji
 
