@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.conftest import picture, write
+from tests.data.pictures import picture, write
 from zigma_jax.data import images, sources
 from zigma_jax.data.datasets.folder import scan
 

@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tests.data.conftest import picture, write
+from tests.data.pictures import picture, write
 from zigma_jax.data import pipeline
 from zigma_jax.data.pipeline import BadDataError, DataConfig, make_dataset, one_pass
 

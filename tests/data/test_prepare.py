@@ -5,7 +5,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from tests.data.conftest import picture, write
+from tests.data.pictures import picture, write
 from zigma_jax import prepare
 
 

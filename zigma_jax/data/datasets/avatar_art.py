@@ -17,21 +17,22 @@ from PIL import Image
 
 SEED = 0
 
-# The hair or headwear is the class: the one attribute that shows at any resolution.
+# The hair or headwear is the class: the one attribute that shows at any resolution. Only Avataaars' own
+# parts are used here and below, not those that python-avatars took from elsewhere.
 TOPS = {
     "bald head": pa.HairType.NONE,
     "short hair": pa.HairType.SHORT_FLAT,
     "short curls": pa.HairType.SHORT_CURLY,
     "shaggy hair": pa.HairType.SHAGGY,
-    "quiff": pa.HairType.QUIFF,
-    "mohawk": pa.HairType.MOHAWK,
-    "cornrows": pa.HairType.CORNROWS,
+    "short waves": pa.HairType.SHORT_WAVED,
+    "hair at the sides": pa.HairType.SIDES,
+    "short dreads": pa.HairType.SHORT_DREADS_1,
     "bun": pa.HairType.BUN,
     "bob": pa.HairType.BOB,
     "half-long hair": pa.HairType.LONG_NOT_TOO_LONG,
     "long hair": pa.HairType.STRAIGHT_1,
     "long hair with a fringe": pa.HairType.STRAIGHT_STRAND,
-    "long wavy hair": pa.HairType.LOOSE_HAIR,
+    "big hair": pa.HairType.BIG_HAIR,
     "curls": pa.HairType.CURLY,
     "afro": pa.HairType.FRO,
     "dreadlocks": pa.HairType.DREADS,
@@ -45,8 +46,8 @@ _WITH_BEARD = (
     "short hair",
     "short curls",
     "shaggy hair",
-    "quiff",
-    "mohawk",
+    "short waves",
+    "hair at the sides",
     "turban",
     "woolly hat",
 )
@@ -100,7 +101,7 @@ EYEBROWS = {
 MOUTHS = {
     "speaking": pa.MouthType.DEFAULT,
     "smiling": pa.MouthType.SMILE,
-    "laughing": pa.MouthType.BIG_SMILE,
+    "cheeky": pa.MouthType.TONGUE,
     "smirking": pa.MouthType.TWINKLE,
     "serious": pa.MouthType.SERIOUS,
 }

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from zigma_jax.data.datasets import avatar_art
 
 LICENCE = (
-    "MIT. Drawn with the parts of python-avatars (MIT, Ibon Prieto), after Avataaars by Pablo Stanley "
-    "(free for personal and commercial use)."
+    "MIT. Drawn with the parts of python-avatars, https://github.com/ibonn/python_avatars "
+    "(MIT, copyright 2021 Ibon), designed by Pablo Stanley, https://avataaars.com."
 )
 
 
