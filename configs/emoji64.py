@@ -18,7 +18,7 @@ def get_config():
     config.model.patch_size = 2
     config.model.hidden_size = 368
     config.model.depth = 24
-    config.model.num_classes = EMOJI_GROUPS
+    config.model.num_classes = 11
     config.model.null_class = True
     config.model.dtype = "bfloat16"
     config.model.remat = "dots"

@@ -15,9 +15,7 @@ def avatars(data_dir):
     """A function from keyword arguments to `avatars/tiny`: 64 pictures of 32 pixels, 20 classes."""
 
     def make(global_batch: int = 8, seed: int = 0, split: str = "train", **options) -> ImageDataset:
-        shared = {
-            k: options.pop(k) for k in ("process_index", "process_count", "num_classes") if k in options
-        }
+        shared = {k: options.pop(k) for k in ("process_index", "process_count", "num_classes") if k in options}
         options = {"image_size": 16, **options}
         config = DataConfig(name="avatars/tiny", data_dir=data_dir, split=split, **options)
         return make_dataset(config, global_batch=global_batch, seed=seed, **shared)

@@ -100,8 +100,7 @@ def test_a_prepared_set_is_not_prepared_again(data_dir):
     builder = sources.prepare("avatars/tiny", data_dir)
     before = {path: path.stat().st_mtime_ns for path in Path(builder.data_path).iterdir()}
     assert before == {
-        path: path.stat().st_mtime_ns
-        for path in Path(sources.prepare("avatars/tiny", data_dir).data_path).iterdir()
+        path: path.stat().st_mtime_ns for path in Path(sources.prepare("avatars/tiny", data_dir).data_path).iterdir()
     }
 
 
@@ -268,9 +267,7 @@ def test_celeb_a_is_prepared_without_tensorflow(tmp_path, monkeypatch):
     }
     source = sources.Source(builder, "test")
     assert source.info.num_classes == 0
-    assert images.center_crop(images.decode(source.picture(source[0])), (64, 64)).mean() == pytest.approx(
-        120, abs=1
-    )
+    assert images.center_crop(images.decode(source.picture(source[0])), (64, 64)).mean() == pytest.approx(120, abs=1)
 
 
 def test_a_set_that_cannot_be_downloaded_says_what_to_run(tmp_path, monkeypatch):

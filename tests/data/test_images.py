@@ -97,9 +97,7 @@ def test_a_photograph_taken_sideways_is_turned_upright():
 
 
 def test_damaged_bytes_raise():
-    whole = encode(
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)), "JPEG"
-    )
+    whole = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)), "JPEG")
     with pytest.raises(OSError, match="truncated"):
         images.decode(whole[: len(whole) // 2])
     with pytest.raises(OSError, match="cannot identify"):

@@ -83,9 +83,7 @@ def test_the_processes_shares_make_up_the_same_global_batch(avatars, count):
 
 
 def test_every_epoch_is_a_new_permutation_also_across_batches(avatars):
-    seen = np.concatenate(
-        [b["index"] for b in take(avatars(global_batch=24), 8)]
-    )  # 192 samples = 3 epochs of 64
+    seen = np.concatenate([b["index"] for b in take(avatars(global_batch=24), 8)])  # 192 samples = 3 epochs of 64
     epochs = seen.reshape(3, 64)
     for epoch in epochs:
         assert sorted(epoch) == list(range(64))
@@ -174,9 +172,7 @@ def test_a_replacement_that_is_damaged_too_is_replaced_and_counted(damaged):
 def test_too_many_damaged_pictures_stop_the_run(damaged):
     with pytest.raises(BadDataError, match=r"max_bad_fraction=0.0 allows 0.*record (7|20) .*: OSError"):
         take(damaged(max_bad_fraction=0.0), 4)
-    with pytest.raises(
-        BadDataError, match=r"allows 10\..* The last was record"
-    ):  # 1% of the first 1000 samples
+    with pytest.raises(BadDataError, match=r"allows 10\..* The last was record"):  # 1% of the first 1000 samples
         take(damaged(bad=range(0, 40, 3)), 4)
     with pytest.raises(BadDataError, match="all unreadable"):
         take(damaged(bad=range(40)), 1)
@@ -207,9 +203,7 @@ def test_workers_read_the_same_batches_and_report_damage(damaged):
 def test_a_label_out_of_range_is_an_error_not_damage(avatars):
     dataset = avatars()
     with (
-        mock.patch.object(
-            dataset.source, "info", dataset.info.__class__(**{**vars(dataset.info), "num_classes": 1})
-        ),
+        mock.patch.object(dataset.source, "info", dataset.info.__class__(**{**vars(dataset.info), "num_classes": 1})),
         pytest.raises(ValueError, match=r"label=\d+, which must be at least 0 and less than .*num_classes=1"),
     ):
         dataset.batch(0)

@@ -173,9 +173,7 @@ class BatchIterator:
         steps = grain.MapDataset.source(self._dataset._steps)[self.step :]
         batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH))
         if workers := self._dataset.config.workers:
-            if (
-                not flags.FLAGS.is_parsed()
-            ):  # grain's workers read absl's flags, also in programs that have none
+            if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags, also in programs that have none
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
             batches = batches.mp_prefetch(options)
@@ -231,9 +229,7 @@ class ImageDataset:
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index={process_index}: must lie in [0, process_count={process_count})")
         if global_batch < 1 or global_batch % process_count:
-            raise ValueError(
-                f"global batch {global_batch}: must be a positive multiple of {process_count} processes"
-            )
+            raise ValueError(f"global batch {global_batch}: must be a positive multiple of {process_count} processes")
         self.source, self.config, self.info = source, config, source.info
         self.reads = Reads(config.max_bad_fraction)
         self.identity = {

@@ -38,15 +38,11 @@ class Source:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         if not isinstance(builder.info.features, tfds.features.FeaturesDict):
-            raise ValueError(
-                f"data.name={builder.name!r}: its records are {builder.info.features}, not dictionaries"
-            )
+            raise ValueError(f"data.name={builder.name!r}: its records are {builder.info.features}, not dictionaries")
         features: dict[str, Any] = dict(builder.info.features.items())
         images = {k: f for k, f in features.items() if isinstance(f, tfds.features.Image)}
         if not images:
-            raise ValueError(
-                f"data.name={builder.name!r} has no pictures; its features: {', '.join(features)}"
-            )
+            raise ValueError(f"data.name={builder.name!r} has no pictures; its features: {', '.join(features)}")
         labels = {k: f for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
         texts = [k for k in ("caption", "text") if isinstance(features.get(k), tfds.features.Text)]
         self._image_key = "image" if "image" in images else next(iter(images))
@@ -79,8 +75,7 @@ class Source:
             num_classes=(label.num_classes or 0) if label else 0,
             class_names=tuple(label.names) if label else (),
             has_captions=bool(texts),
-            licence=(redistribution.license if redistribution else "")
-            or "not stated: see the set's homepage",
+            licence=(redistribution.license if redistribution else "") or "not stated: see the set's homepage",
             path=str(builder.data_path),
         )
         if self.info.length == 0:
@@ -122,9 +117,7 @@ class Source:
         return text.decode()
 
 
-def prepare(
-    name: str, data_dir: str | None = None, folder_path: str | None = None
-) -> tfds.core.DatasetBuilder:
+def prepare(name: str, data_dir: str | None = None, folder_path: str | None = None) -> tfds.core.DatasetBuilder:
     """The builder of a data set, prepared under `data_dir` if it wasn't yet, with a progress bar.
 
     `name`: "avatars", "emoji" (or one of their configs, "avatars/256"), "folder" with `folder_path`, or a
@@ -143,9 +136,7 @@ def prepare(
     elif base in OWN:
         configs = list(OWN[base].builder_configs)
         if config and config not in configs:
-            raise ValueError(
-                f"data.name={name!r}: {base} comes as {', '.join(f'{base}/{c}' for c in configs)}"
-            )
+            raise ValueError(f"data.name={name!r}: {base} comes as {', '.join(f'{base}/{c}' for c in configs)}")
         builder = OWN[base](config=config or configs[0], data_dir=data_dir)
     else:
         builder = catalog.find_builder(name, data_dir)

@@ -66,15 +66,11 @@ def _without_tensorflow(builder: DatasetBuilder) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if hasattr(module, "tf"):
             stack.enter_context(mock.patch.object(module, "tf", tensorflow))
-        stack.enter_context(
-            mock.patch.object(image_feature._ImageEncoder, "_encode_image", _encode_with_pillow)
-        )
+        stack.enter_context(mock.patch.object(image_feature._ImageEncoder, "_encode_image", _encode_with_pillow))
         yield
 
 
 def _encode_with_pillow(encoder: image_feature._ImageEncoder, pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
-        out, encoder.encoding_format
-    )
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(out, encoder.encoding_format)
     return out.getvalue()

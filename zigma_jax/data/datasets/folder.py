@@ -109,9 +109,7 @@ def class_names(pictures: list[Picture]) -> list[str]:
     if not all(re.fullmatch(r"-?\d+", name) for name in names):
         return sorted(names)
     if negative := sorted(name for name in names if int(name) < 0):
-        raise ValueError(
-            f"data.folder: label={negative[0]} is out of range: labels that are numbers start at 0"
-        )
+        raise ValueError(f"data.folder: label={negative[0]} is out of range: labels that are numbers start at 0")
     return [str(number) for number in range(max(map(int, names), default=-1) + 1)]
 
 
