@@ -1,11 +1,10 @@
-"""The causal convolution: against its definition in numpy, and its gradients against the reference's in float64."""
+"""The causal convolution: against its definition, its gradients against the reference's in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-
 from zigma_kernels.causal_conv import IMPLEMENTATIONS, causal_conv
 from zigma_kernels.causal_conv.api import _check
 from zigma_kernels.causal_conv.cases import CASES
@@ -16,10 +15,6 @@ TESTED = [case for case in CASES.values() if not case.bench]
 
 def arrays(case):
     return jax.tree.map(jnp.asarray, case.arguments())
-
-
-def options(case):
-    return {"order": case.order, "activation": "silu" if case.silu else None}
 
 
 def by_definition(case):
@@ -38,14 +33,14 @@ def by_definition(case):
             window.append(x[:, t])
             y[:, t] = sum(weight[k] * window[k - width] for k in range(width))
     y = y + args.get("bias", 0)
-    return y / (1 + np.exp(-y)) if case.silu else y
+    return y / (1 + np.exp(-y)) if case.activation else y
 
 
 def value_and_gradients(args, case, implementation):
     @jax.jit
     def both(args):
         y, vjp = jax.vjp(
-            lambda args: causal_conv(**args, **options(case), implementation=implementation), args
+            lambda args: causal_conv(**args, **case.options, implementation=implementation), args
         )
         dy = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), y.dtype)
         return y, vjp(dy)[0]
@@ -65,7 +60,7 @@ def assert_close(found, expected, eps):
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", TESTED, ids=lambda case: case.name)
 def test_values(case, name):
-    y = causal_conv(**arrays(case), **options(case), implementation=name)
+    y = causal_conv(**arrays(case), **case.options, implementation=name)
     assert y.dtype == jnp.dtype(case.dtype)
     assert_close({"y": y}, {"y": by_definition(case)}, float(jnp.finfo(case.dtype).eps))
 

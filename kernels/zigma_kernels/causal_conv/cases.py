@@ -1,6 +1,7 @@
 """The calls that tests check and the bench times."""
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ class Case:
     dtype: str = "float32"
     order: GridPath | None = None
     bias: bool = True
-    silu: bool = True
+    activation: Literal["silu"] | None = "silu"
     initial_state: bool = False
     bench: bool = False
 
@@ -40,10 +41,15 @@ class Case:
         small = {"weight": "float32", "bias": "float32"}
         return {name: x.astype(dtype or small.get(name) or jnp.dtype(self.dtype)) for name, x in args.items()}
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The other arguments by name."""
+        return {"order": self.order, "activation": self.activation}
+
 
 _TESTED = (
     Case("width 4", 2, 21, 5, initial_state=True),
-    Case("width 2, linear", 2, 9, 5, 2, bias=False, silu=False),
+    Case("width 2, linear", 2, 9, 5, 2, bias=False, activation=None),
     Case("shorter than its window", 1, 2, 3, initial_state=True),
     Case("bfloat16", 2, 32, 8, dtype="bfloat16", initial_state=True),
     Case("reversed", 2, 12, 3, 3, order=GridPath.raster((3, 4), flip=(True, True))),

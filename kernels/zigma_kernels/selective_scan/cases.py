@@ -1,6 +1,7 @@
 """The calls that tests check and the bench times."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +44,8 @@ class Case:
         b, L, d, n = self.batch, self.length, self.channels, self.states
         normal = rng.standard_normal
         dt_bias = normal(d)
-        delta = np.exp(rng.uniform(*np.log(self.delta), (b, L, d)))
+        low, high = np.log(self.delta)
+        delta = np.exp(rng.uniform(low, high, (b, L, d)))
         args = {
             "u": normal((b, L, d)),
             "dt": delta + np.log(-np.expm1(-delta)) - (dt_bias if self.skip else 0),  # softplus, inverted
@@ -58,8 +60,14 @@ class Case:
         if self.initial_state:
             segments = self.order.segments if self.order else 1
             args["initial_state"] = normal((b, d, n) if segments == 1 else (b, segments, d, n))
-        wide = {name: "float32" for name in ("A", "D", "dt_bias", "initial_state")}
-        return {name: x.astype(dtype or wide.get(name) or jnp.dtype(self.dtype)) for name, x in args.items()}
+        wide = "A", "D", "dt_bias", "initial_state"
+        own = {name: "float32" if name in wide else jnp.dtype(self.dtype) for name in args}
+        return {name: x.astype(dtype or own[name]) for name, x in args.items()}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The other arguments by name."""
+        return {"order": self.order}
 
 
 _TESTED = (
