@@ -1,6 +1,6 @@
-"""What every op of this package does with its `implementation` argument and with its operands under shard_map."""
+"""What every op does with its `implementation` argument, and with its operands under shard_map."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,19 +29,19 @@ def dispatch(op: str, implementations: Mapping[str, Implementation], name: str |
     raise NotImplementedError(f"{op}: no implementation supports this call. " + "; ".join(reasons))
 
 
-def vary_alike(arrays: Sequence[Array | None]) -> list[Array | None]:
-    """Under shard_map, marks every array as varying over the mesh axes that any of them varies over.
+def vary_alike[Arrays](arrays: Arrays) -> Arrays:
+    """Under shard_map, marks all arrays of a pytree as varying over the mesh axes that any varies over.
 
-    A scan's carry needs one type throughout, and the transpose of this mark is the sum over shards that a parameter's
-    gradient needs. Outside shard_map it returns the arrays as they are.
+    A scan's carry needs one type throughout, and the transpose of this mark is the sum over shards that a
+    parameter's gradient needs. Outside shard_map it returns the arrays as they are.
     """
-    axes = frozenset().union(*(_varying(x) for x in arrays if x is not None))
+    axes = frozenset().union(*map(_varying, jax.tree.leaves(arrays)))
 
     def mark(x: Array) -> Array:
         missing = tuple(sorted(axes - _varying(x)))
         return lax.pcast(x, missing, to="varying") if missing else x
 
-    return [None if x is None else mark(x) for x in arrays]
+    return jax.tree.map(mark, arrays)
 
 
 def _varying(x: Array) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """Visiting orders for ops that read a sequence token by token: raster arrays in, raster arrays out.
 
-A sequence op takes `order`: None (raster), a `GridPath`, or an int32 permutation of shape (L,) whose entry i is the
-token visited i-th. `check_order` validates it and `Visit` follows it.
+A sequence op takes `order`: None (raster), a `GridPath`, or an int32 permutation of shape (L,) whose entry i
+is the token visited i-th. `check_order` validates it and `Visit` follows it.
 """
 
 from dataclasses import dataclass, field
@@ -53,7 +53,8 @@ def num_segments(order: Order) -> int:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Visit:
-    """A checked order made ready to be followed; a pytree, so that a traced order may pass through custom_vjp.
+    """A checked order made ready to be followed; a pytree, so that a traced order may pass through
+    custom_vjp.
 
     Attributes:
         tokens: int32 (L,), the raster index of the token visited i-th.

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution along a visiting order: one op, several implementations of one contract (see `api`)."""
+"""Causal depthwise convolution along a visiting order; `api` has the contract."""
 
 from zigma_kernels.causal_conv.api import IMPLEMENTATIONS, causal_conv
 

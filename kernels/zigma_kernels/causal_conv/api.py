@@ -10,9 +10,9 @@ from zigma_kernels.causal_conv import reference, xla
 from zigma_kernels.dispatch import Implementation, dispatch, vary_alike
 from zigma_kernels.visiting import Order, check_order, num_segments
 
-# Fastest first. Each is a function of (x, weight, bias, order, activation, initial_state) -> y, with every argument but
-# order and activation an array; `order` comes checked, with raster as None. It raises NotImplementedError, with the
-# reason, for a call that it does not support.
+# Fastest first. Each is a function of (x, weight, bias, order, activation, initial_state) -> y, with every
+# argument but order and activation an array; `order` comes checked, with raster as None. It raises
+# NotImplementedError, with the reason, for a call that it does not support.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "xla": xla.causal_conv,
     "reference": reference.causal_conv,
@@ -29,30 +29,32 @@ def causal_conv(
     initial_state: Float[Array, "b *segments past d"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "b L d"]:
-    """Depthwise causal convolution over tokens visited in a chosen order: the short convolution of a Mamba block.
+    """Depthwise causal convolution over tokens visited in a chosen order, as in a Mamba block.
 
         y_t = silu(bias + sum_k weight[width - 1 - k] x_{t - k})
 
-    where t counts visited tokens. Sums in float32 (float64 if an argument is float64). All array arguments are
-    differentiable.
+    where t counts visited tokens. Sums in float32 (float64 if an argument is float64). All array arguments
+    are differentiable.
 
     Args:
         x: input.
-        weight: 2 to 4 taps; `weight[-1]` multiplies the current token (`conv1d.weight[:, 0, :].T` of PyTorch's Mamba).
+        weight: 2 to 4 taps; `weight[-1]` multiplies the current token. PyTorch's Mamba keeps its transpose,
+            `conv1d.weight[:, 0, :]`.
         bias: zero if omitted.
-        order: the visiting order, as in `selective_scan`. x and y stay in raster order. The window starts afresh at each
-            segment of a GridPath.
+        order: the visiting order, as in `selective_scan`. x and y stay in raster order. The window starts
+            afresh at each segment of a GridPath.
         activation: "silu" or None.
-        initial_state: the width - 1 tokens before the first visited one, zero if omitted: (b, width - 1, d), and
-            (b, segments, width - 1, d) for a GridPath with more than one segment.
-        implementation: None for the fastest that supports the call, or a name from `IMPLEMENTATIONS`, which never falls
-            back to another.
+        initial_state: the width - 1 tokens before the first visited one, zero if omitted:
+            (b, width - 1, d), and (b, segments, width - 1, d) for a GridPath with more than one segment.
+        implementation: None for the fastest that supports the call, or a name from `IMPLEMENTATIONS`, which
+            never falls back to another.
 
     Returns:
         y in x's dtype.
 
     Raises:
-        ValueError: a shape, the width, the activation or the order does not fit, or `implementation` is unknown.
+        ValueError: a shape, the width, the activation or the order does not fit, or `implementation` is
+            unknown.
         TypeError: the order is not of a kind that `selective_scan` takes.
         NotImplementedError: the implementation named does not support this call.
     """

@@ -1,6 +1,7 @@
 """The causal convolution as shifted multiply-adds along the visiting order.
 
-Autodiff serves: the transpose of a shift is a shift, and XLA fuses the few terms of each gradient into one pass.
+Autodiff serves: the transpose of a shift is a shift, and XLA fuses the few terms of each gradient into one
+pass.
 """
 
 import jax

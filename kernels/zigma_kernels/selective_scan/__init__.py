@@ -1,4 +1,4 @@
-"""The selective scan of Mamba: one op, several implementations of one contract (see `api`)."""
+"""The selective scan of Mamba along a visiting order; `api` has the contract."""
 
 from zigma_kernels.selective_scan.api import IMPLEMENTATIONS, selective_scan
 

@@ -1,5 +1,7 @@
 """The public selective scan: checks the call, then hands it to an implementation."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -32,37 +34,38 @@ def selective_scan(
     initial_state: Float[Array, "b *segments d n"] | None = None,
     return_final_state: bool = False,
     implementation: str | None = None,
-) -> Float[Array, "b L d"] | tuple[Float[Array, "b L d"], Float[Array, "b *segments d n"]]:
+) -> Any:
     """Mamba's selective scan over tokens visited in a chosen order.
 
         delta_t = softplus(dt_t + dt_bias)
         h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t
         y_t = (C_t . h_t + D u_t) SiLU(z_t)
 
-    (Gu & Dao, "Mamba", arXiv 2312.00752, equation 2 with the paper's simplified discretisation of B.) The recurrence and
-    every gradient accumulate in float32 (float64 if an argument is float64). All array arguments are differentiable.
+    (Gu & Dao, "Mamba", arXiv 2312.00752, section 3; B is discretised by Euler's rule, as in their code.) The
+    recurrence and every gradient accumulate in float32 (float64 if an argument is float64). All array
+    arguments are differentiable, once and in reverse; "reference" knows higher derivatives and jvp.
 
     Args:
         u: input.
         dt: step size before its bias and the softplus.
-        A: state decay, negative. Pass it in float32: rounding a decay rate to bfloat16 shows over a long sequence.
+        A: state decay, negative, float32: rounded to bfloat16, its error would grow with the sequence.
         B: input projection, shared by the channels.
         C: output projection, shared by the channels.
         D: skip connection; none if omitted.
         z: gate, applied as SiLU(z); none if omitted.
         dt_bias: bias of the step size; zero if omitted.
-        order: the visiting order; None is raster. A `GridPath`, or an integer permutation (L,), numpy or jax (then
-            possibly traced, and unchecked), whose entry i is the token visited i-th. Arrays in and out stay in raster order.
-            Where a GridPath has several segments, each is scanned from a state of its own.
+        order: the visiting order; None is raster. A `GridPath`, or an integer permutation (L,), numpy or jax
+            (then possibly traced, and unchecked), whose entry i is the token visited i-th. Arrays in and out
+            stay in raster order. Of a GridPath with several segments, each is scanned from its own state.
         initial_state: state before the first visited token, zero if omitted: (b, d, n), and
             (b, segments, d, n) for a GridPath with more than one segment.
         return_final_state: whether to return the state after the last visited token as well.
-        implementation: None for the fastest that supports the call, or a name from `IMPLEMENTATIONS`, which never falls
-            back to another.
+        implementation: None for the fastest that supports the call, or a name from `IMPLEMENTATIONS`, which
+            never falls back to another.
 
     Returns:
-        y in u's dtype; with `return_final_state`, (y, final state), the state in float32 (float64 for float64 arguments)
-        and shaped as `initial_state`.
+        y (b, L, d) in u's dtype; with `return_final_state`, (y, final state), the state shaped as `initial_state` and
+        in float32 (float64 if an argument is float64).
 
     Raises:
         ValueError: a shape or the order does not fit, or `implementation` is unknown.

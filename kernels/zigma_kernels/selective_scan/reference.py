@@ -1,4 +1,4 @@
-"""The selective scan token by token, as its equations read; gradients by autodiff. Every implementation is held to it."""
+"""The selective scan token by token, as its equations read, left to autodiff: what the others are held to."""
 
 import jax
 import jax.numpy as jnp

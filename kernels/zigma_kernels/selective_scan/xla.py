@@ -1,8 +1,9 @@
 """The selective scan in plain XLA, its adjoint written by hand.
 
-The sequence is cut into chunks of `CHUNK` tokens. The forward pass keeps the state at each chunk's start and nothing
-else of size n; the backward pass goes through the chunks from the last to the first, recomputes the states of one, and
-runs the adjoint through it. With a_t = exp(delta_t A), x_t = delta_t u_t B_t, and dy the gradient of C_t . h_t:
+The sequence is cut into chunks of `CHUNK` tokens. The forward pass keeps the state at each chunk's start and
+nothing else of size n; the backward pass goes through the chunks from the last to the first, recomputes the
+states of one, and runs the adjoint through it. With a_t = exp(delta_t A), x_t = delta_t u_t B_t, and dy the
+gradient of C_t . h_t:
 
     l_t = C_t dy_t + g_t               gradient of h_t
     g_{t-1} = a_t l_t                  what reaches h_{t-1} from later tokens
@@ -10,8 +11,9 @@ runs the adjoint through it. With a_t = exp(delta_t A), x_t = delta_t u_t B_t, a
     d(delta_t u_t) = sum_n l_t B_t     dA += delta_t p_t,   p_t = g_{t-1} h_{t-1}
     ddelta_t = sum_n A p_t + u_t d(delta_t u_t)
 
-How a chunk is computed depends on the platform, and is chosen when the program is lowered: token by token on a CPU
-(`xla_tokens`), by associative scans elsewhere (`xla_chunks`). Inside, states are (b, n, d): channels innermost.
+How a chunk is computed depends on the platform, and is chosen when the program is lowered: token by token on
+a CPU (`xla_tokens`), by associative scans elsewhere (`xla_chunks`). Inside, states are (b, n, d): channels
+innermost.
 """
 
 import functools
@@ -25,7 +27,7 @@ from zigma_kernels.visiting import Visit
 
 
 def with_adjoint(forward, backward):
-    """The differentiable scan of a pair of functions as in `xla_tokens`: (visit, *arrays) -> (y, final state)."""
+    """The differentiable scan, (visit, *arrays) -> (y, final state), of a pair as in `xla_tokens`."""
 
     @jax.custom_vjp
     def scan(visit, *arrays):

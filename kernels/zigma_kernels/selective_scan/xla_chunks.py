@@ -1,6 +1,7 @@
-"""Chunks of the selective scan computed by associative scans: the form for GPUs and TPUs. Signatures as `xla_tokens`.
+"""Chunks of the selective scan by associative scans, for GPUs and TPUs. Signatures as in `xla_tokens`.
 
-Sums over states and channels are sums of products, not dot products, which would round to TF32 or bfloat16 there.
+Sums over states and channels are sums of products, not dot products, which would round to TF32 or bfloat16
+there.
 """
 
 import jax
@@ -54,11 +55,10 @@ def backward(visit, starts, dy, dfinal, u, dt, A, B, C, D, z, dt_bias, state):
     inputs = (starts, _chunks(visit, dy.astype(acc)), _inputs(visit, acc, u, dt, B, C, z, dt_bias))
     carry = (_fold(visit, dfinal), jnp.zeros_like(A), jnp.zeros_like(D))
     (g, dA, dD), rows = lax.scan(chunk, carry, inputs, reverse=True)
-    du, ddelta, dB, dC, dz = (None if x is None else _leave(visit, x, u.shape[1]) for x in rows)
+    du, ddelta, dB, dC, dz = jax.tree.map(lambda x: _leave(visit, x, u.shape[1]), rows)
     ddt = ddelta * jax.nn.sigmoid(dt.astype(acc) + dt_bias)
-    du, dB, dC = du.astype(u.dtype), dB.astype(B.dtype), dC.astype(C.dtype)
-    dz = None if z is None else dz.astype(z.dtype)
-    return du, ddt.astype(dt.dtype), dA, dB, dC, dD, dz, ddt.sum((0, 1)), _unfold(visit, g)
+    gradients = du, ddt, dA, dB, dC, dD, dz, ddt.sum((0, 1)), _unfold(visit, g)
+    return jax.tree.map(lambda x, of: x.astype(of.dtype), gradients, (u, dt, A, B, C, D, z, dt_bias, state))
 
 
 def _states(a, x, h):
@@ -96,7 +96,7 @@ def _inputs(visit, acc, u, dt, B, C, z, dt_bias):
 
 
 def _chunks(visit, x):
-    """(b, L, k) -> (chunks, b * segments, chunk, k), padded with zeros: a step of size 0 leaves the state alone."""
+    """(b, L, k) -> (chunks, b * segments, chunk, k), padded with steps of size 0."""
     x = visit.enter(x)
     chunk = min(CHUNK, x.shape[1])
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk), (0, 0)])

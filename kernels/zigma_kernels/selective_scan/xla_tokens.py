@@ -1,8 +1,8 @@
-"""Chunks of the selective scan computed token by token, in place and in any visiting order: the form for CPUs.
+"""Chunks of the selective scan token by token, in place and in any visiting order: the form for CPUs.
 
-Rows are read from, and written to, arrays in raster order at the index of the visited token, so an order costs nothing
-and nothing is transposed or copied. Sums over the n states are written out: XLA for CPUs then vectorises over the
-channels, which it does not do for a reduction over a middle axis.
+Rows are read from, and written to, arrays in raster order at the index of the visited token, so an order
+costs nothing and nothing is transposed or copied. Sums over the n states are written out, which XLA for CPUs
+turns into faster code than a reduction over a middle axis.
 """
 
 import functools
@@ -18,7 +18,8 @@ CHUNK = 16  # tokens whose states the backward pass holds at once
 def forward(visit, u, dt, A, B, C, D, z, dt_bias, state):
     """Returns (y, final state, states at the chunks' starts).
 
-    u, dt, z (b, L, d); A (n, d); B, C (b, L, n); D, dt_bias (d,); state (segments, b, n, d); starts (chunks, b, n, d).
+    u, dt, z (b, L, d); A (n, d); B, C (b, L, n); D, dt_bias (d,); state (segments, b, n, d);
+    starts (chunks, b, n, d).
     """
     chunks, bounds = _chunks(visit, u.shape[1])
 
@@ -104,7 +105,10 @@ def backward(visit, starts, dy, dfinal, u, dt, A, B, C, D, z, dt_bias, state):
 
 
 def _chunks(visit, length):
-    """Number of chunks, and a function from a chunk's number to (segment, start, stop, opens segment, closes it)."""
+    """Number of chunks, and a function from a chunk's number to its (segment, start, stop, opens, closes).
+
+    It visits tokens start … stop - 1; `opens` and `closes`: whether it is its segment's first, or last.
+    """
     length //= visit.segments
     each = -(-length // CHUNK)
 

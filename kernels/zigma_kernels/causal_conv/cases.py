@@ -1,0 +1,69 @@
+"""The calls that tests check and the bench times."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from zigma_kernels.grid_path import GridPath
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `causal_conv`: sizes b, L, d and width, dtype of x, visiting order, and what else is given.
+
+    `bench` marks a case for timing alone: too large for a fast test.
+    """
+
+    name: str
+    batch: int
+    length: int
+    channels: int
+    width: int = 4
+    dtype: str = "float32"
+    order: GridPath | None = None
+    bias: bool = True
+    activation: Literal["silu"] | None = "silu"
+    initial_state: bool = False
+    bench: bool = False
+
+    def arguments(self, dtype: str | None = None) -> dict[str, np.ndarray]:
+        """The array arguments by name, always the same; in `dtype`, all of them, if one is given."""
+        normal = np.random.default_rng(0).standard_normal
+        b, L, d, past = self.batch, self.length, self.channels, self.width - 1
+        args = {"x": normal((b, L, d)), "weight": normal((self.width, d))}
+        if self.bias:
+            args["bias"] = normal(d)
+        if self.initial_state:
+            segments = self.order.segments if self.order else 1
+            args["initial_state"] = normal((b, past, d) if segments == 1 else (b, segments, past, d))
+        small = {"weight": "float32", "bias": "float32"}
+        return {name: x.astype(dtype or small.get(name) or jnp.dtype(self.dtype)) for name, x in args.items()}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The other arguments by name."""
+        return {"order": self.order, "activation": self.activation}
+
+
+_TESTED = (
+    Case("width 4", 2, 21, 5, initial_state=True),
+    Case("width 2, linear", 2, 9, 5, 2, bias=False, activation=None),
+    Case("shorter than its window", 1, 2, 3, initial_state=True),
+    Case("bfloat16", 2, 32, 8, dtype="bfloat16", initial_state=True),
+    Case("reversed", 2, 12, 3, 3, order=GridPath.raster((3, 4), flip=(True, True))),
+    Case("zigzag by columns", 2, 12, 3, order=GridPath.zigzag((3, 4), (1, 0)), initial_state=True),
+    Case("frames of a video", 2, 24, 3, order=GridPath.zigzag((2, 3, 4), (1, 2)), initial_state=True),
+    Case("time in a video", 1, 24, 3, order=GridPath.raster((2, 3, 4), (0,)), initial_state=True),
+)
+_TIMED = (
+    Case("long", 2, 4096, 1536, bench=True),
+    Case("small images", 64, 64, 384, bench=True),
+    Case("small images, zigzag", 64, 64, 384, order=GridPath.zigzag((8, 8), (1, 0)), bench=True),
+    Case("1024 tokens", 32, 1024, 1536, dtype="bfloat16", bench=True),
+    Case(
+        "1024 tokens, zigzag", 32, 1024, 1536, dtype="bfloat16", order=GridPath.zigzag((32, 32)), bench=True
+    ),
+)
+CASES: dict[str, Case] = {case.name: case for case in _TESTED + _TIMED}

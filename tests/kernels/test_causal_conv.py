@@ -1,0 +1,146 @@
+"""The causal convolution: against its definition, its gradients against the reference's in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from zigma_kernels.causal_conv import IMPLEMENTATIONS, causal_conv
+from zigma_kernels.causal_conv.api import _check
+from zigma_kernels.causal_conv.cases import CASES
+from zigma_kernels.grid_path import GridPath
+
+TESTED = [case for case in CASES.values() if not case.bench]
+
+
+def arrays(case):
+    return jax.tree.map(jnp.asarray, case.arguments())
+
+
+def by_definition(case):
+    """Loops over tokens in float64."""
+    args = case.arguments("float64")
+    x, weight, width = args["x"], args["weight"], case.width
+    order = np.arange(case.length) if case.order is None else case.order.permutation
+    segments = 1 if case.order is None else case.order.segments
+    length = case.length // segments
+    past = args.get("initial_state", np.zeros((case.batch, segments, width - 1, case.channels)))
+    past = past.reshape(case.batch, segments, width - 1, case.channels)
+    y = np.zeros_like(x)
+    for segment in range(segments):
+        window = [past[:, segment, k] for k in range(width - 1)]
+        for t in order[segment * length : (segment + 1) * length]:
+            window.append(x[:, t])
+            y[:, t] = sum(weight[k] * window[k - width] for k in range(width))
+    y = y + args.get("bias", 0)
+    return y / (1 + np.exp(-y)) if case.activation else y
+
+
+def value_and_gradients(args, case, implementation):
+    @jax.jit
+    def both(args):
+        y, vjp = jax.vjp(
+            lambda args: causal_conv(**args, **case.options, implementation=implementation), args
+        )
+        dy = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), y.dtype)
+        return y, vjp(dy)[0]
+
+    y, gradients = both(args)
+    return {"y": y} | gradients
+
+
+def assert_close(found, expected, eps):
+    """Within a few roundings of sums over taps, tokens and batch, relative to each array's largest entry."""
+    for name, want in expected.items():
+        want = np.asarray(want, np.float64)
+        error = np.abs(np.asarray(found[name], np.float64) - want).max() / np.abs(want).max()
+        assert error <= 16 * eps, f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", TESTED, ids=lambda case: case.name)
+def test_values(case, name):
+    y = causal_conv(**arrays(case), **case.options, implementation=name)
+    assert y.dtype == jnp.dtype(case.dtype)
+    assert_close({"y": y}, {"y": by_definition(case)}, float(jnp.finfo(case.dtype).eps))
+
+
+@pytest.mark.parametrize("case", TESTED, ids=lambda case: case.name)
+def test_gradients(case):
+    found = value_and_gradients(arrays(case), case, "xla")
+    for name, x in case.arguments().items():
+        assert found[name].dtype == x.dtype, name
+    with jax.enable_x64(True):
+        expected = value_and_gradients(
+            jax.tree.map(jnp.asarray, case.arguments("float64")), case, "reference"
+        )
+        assert {x.dtype.name for x in expected.values()} == {"float64"}
+    assert_close(found, expected, float(jnp.finfo(case.dtype).eps))
+
+
+def test_any_permutation_traced():
+    args = arrays(CASES["width 4"])
+    expected = np.asarray(causal_conv(**args))
+    conv = jax.jit(lambda args, order: causal_conv(**args, order=order))
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(21)
+        y = conv(args | {"x": args["x"][:, np.argsort(order)]}, jnp.asarray(order))
+        np.testing.assert_allclose(np.asarray(y)[:, order], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_convolution_resumes_from_the_last_tokens():
+    args = arrays(CASES["width 4"])
+    x = args["x"]
+    first = causal_conv(**args | {"x": x[:, :10]})
+    second = causal_conv(**args | {"x": x[:, 10:], "initial_state": x[:, 7:10]})
+    whole = causal_conv(**args)
+    np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_under_vmap_and_remat():
+    case = CASES["zigzag by columns"]
+    args = arrays(case)
+    conv = jax.checkpoint(lambda x, weight: causal_conv(x, weight, order=case.order))
+    together = jax.jit(
+        jax.vmap(jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), argnums=(0, 1)), (0, None))
+    )
+    dx, dweight = together(args["x"][:, None], args["weight"])
+    alone = jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), argnums=(0, 1)))
+    whole_dx, whole_dweight = alone(args["x"], args["weight"])
+    np.testing.assert_allclose(dx[:, 0], whole_dx, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dweight.sum(0), whole_dweight, rtol=1e-5, atol=1e-5)
+
+
+def test_under_shard_map():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    normal = np.random.default_rng(0).standard_normal
+    x, weight, bias = (jnp.asarray(normal(shape), jnp.float32) for shape in ((4, 12, 8), (4, 8), (8,)))
+
+    def conv(x, weight, bias):
+        return causal_conv(x, weight, bias, order=GridPath.zigzag((3, 4)))
+
+    specs = (P("data", None, "model"), P(None, "model"), P("model"))
+    sharded = jax.shard_map(conv, mesh=mesh, in_specs=specs, out_specs=specs[0])
+
+    def gradients(f):
+        return jax.jit(jax.grad(lambda *args: jnp.sum(jnp.sin(f(*args))), argnums=(0, 1, 2)))(x, weight, bias)
+
+    for found, expected in zip(gradients(sharded), gradients(conv), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": np.zeros((5, 5))}, r"weight: expected shape \(width, d\) with width 2 to 4 and d = 5"),
+        ({"weight": np.zeros((4, 6))}, r"weight: expected shape"),
+        ({"bias": np.zeros(4)}, r"bias: expected shape \(d,\) = \(5,\), got \(4,\)"),
+        ({"activation": "gelu"}, r"activation: expected 'silu' or None, got 'gelu'"),
+        ({"initial_state": np.zeros((2, 4, 5))}, r"initial_state: expected shape \(2, 3, 5\)"),
+    ],
+)
+def test_bad_arguments_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        _check(**(CASES["width 4"].arguments() | {"activation": "silu", "segments": 1} | change))
+    with pytest.raises(ValueError, match="unknown implementation 'fast'; known: xla, reference"):
+        causal_conv(**arrays(CASES["width 4"]), implementation="fast")
