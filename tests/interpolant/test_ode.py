@@ -110,13 +110,11 @@ def sample_labelled(method, w, labels, z):
 def test_a_sample_does_not_depend_on_its_batch_or_device(method):
     w, labels, z = problem(8)
     whole = sample_labelled(method, w, labels, z)
-    # A matrix product of another shape rounds differently; that moves adaptive steps a little, whose error here is
-    # 4e-3. Steps chosen for the whole batch would make that much of a difference.
-    tolerance = 1e-4 if method == "dopri5" else 1e-5
-    np.testing.assert_allclose(sample_labelled(method, w, labels[2:5], z[2:5]), whole[2:5], atol=tolerance)
+    # a matrix product of another shape rounds differently; steps chosen for the batch would differ by 6e-4
+    np.testing.assert_allclose(sample_labelled(method, w, labels[2:5], z[2:5]), whole[2:5], atol=1e-5)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     on_eight = jax.device_put((labels, z), NamedSharding(mesh, PartitionSpec("data")))
-    np.testing.assert_allclose(sample_labelled(method, w, *on_eight), whole, atol=tolerance)
+    np.testing.assert_allclose(sample_labelled(method, w, *on_eight), whole, atol=1e-5)
 
 
 def test_number_of_model_evaluations():
@@ -137,7 +135,7 @@ def test_number_of_model_evaluations():
     jax.block_until_ready(sample_ode(Interpolant(), counted, z))
     jax.effects_barrier()
     assert len(calls) % 6 == 3  # two to choose the first step and one to start it, then six a step
-    assert len(calls) < 70
+    assert len(calls) < 80
 
 
 def test_gradient_of_a_fixed_grid():
@@ -161,10 +159,18 @@ def test_bfloat16_noise_gives_the_model_bfloat16_and_a_float32_state():
 
 
 def test_a_field_that_blows_up_gives_nan_for_that_sample_alone():
-    z = jnp.array([[0.5], [3.0]])  # dx/dt = x^2 from 3 is infinite at t = 1/3
-    x = jax.jit(lambda z: sample_ode(Interpolant(), lambda x, t: x**2, z))(z)
+    calls = []
+
+    def model_fn(x, t):  # dx/dt = x^2 from 3 is infinite at t = 1/3
+        jax.debug.callback(lambda: calls.append(1))
+        return x**2
+
+    z = jnp.array([[0.5], [3.0], [jnp.nan]])
+    x = jax.jit(lambda z: sample_ode(Interpolant(), model_fn, z))(z)
     np.testing.assert_allclose(x[0], 1.0, rtol=2e-3)
-    assert np.isnan(x[1]).all()
+    assert np.isnan(x[1:]).all()
+    jax.effects_barrier()
+    assert len(calls) < 500  # it gives up, rather than shrink its steps to the end
 
 
 @pytest.mark.parametrize(
