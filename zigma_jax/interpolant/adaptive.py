@@ -1,5 +1,4 @@
-"""Adaptive Dormand-Prince by diffrax: every sample has its own steps, the field still sees the whole
-batch."""
+"""Adaptive Dormand-Prince by diffrax: each sample has its own steps, the field still sees the whole batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +6,17 @@ from typing import Any
 import diffrax
 import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 _ORDER = 5
-_MAX_STEPS = 4096  # a bound against a field that blows up; a usual solve takes tens
+_MAX_STEPS = 4096  # a usual solve takes tens
+# No step is longer than a tenth of the interval. Where a field is smooth, a longer one now and then meets a
+# zero of the error estimate: on Gaussian data, at rtol 1e-3, the 3 to 9 steps taken without this bound ended
+# up to 4e-2 off, the 11 or 12 with it at most 2e-4.
+_LONGEST_STEP = 0.1
+_SHORTEST_STEP = 1e-6  # below it float32 time hardly moves: the field has blown up
 
 
 def dopri5(
@@ -23,14 +28,23 @@ def dopri5(
     atol: float,
     rtol: float,
 ) -> PyTree[Float[Array, "b ..."]]:
-    """y(t1) of dy/dt = field(y, t) from y(t0) = y0; samples that take more than 4096 steps are nan.
+    """y(t1) of dy/dt = field(y, t) from y(t0) = y0; nan for a sample whose field blows up on the way.
 
-    Step control is torchdiffeq's (safety 0.9, growth within 0.2 to 10, root-mean-square error against
-    atol + rtol max(|y|, |y_next|), Hairer's first step), but sample by sample: one step size for the whole
-    batch would make a sample depend on its batch mates. Forward only: reverse-mode differentiation is not
-    supported.
+    Step control is torchdiffeq's (safety 0.9, growth within 0.2 to 10, root mean square of the error against
+    atol + rtol max(|y|, |y_next|), Hairer's first step), but sample by sample, where torchdiffeq has one step
+    size for the whole batch and so lets batch mates change a sample. No step is longer than a tenth of the
+    interval. Forward only: reverse-mode differentiation is not supported.
     """
     one_sample_field, closed_over = _one_sample(field, y0, t0)
+    length = abs(t1 - t0)
+    controller = diffrax.PIDController(
+        rtol,
+        atol,
+        norm=_rms,
+        dtmax=_LONGEST_STEP * length,
+        dtmin=_SHORTEST_STEP * length,
+        force_dtmin=False,
+    )
 
     def solve(y, first_step):
         solution = diffrax.diffeqsolve(
@@ -41,7 +55,7 @@ def dopri5(
             dt0=first_step,
             y0=y,
             args=closed_over,
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            stepsize_controller=controller,
             max_steps=_MAX_STEPS,
             throw=False,
         )
@@ -84,8 +98,7 @@ def _first_step(field, y0, t0: float, sign: int, atol: float, rtol: float) -> Fl
     scale = jax.tree.map(lambda y: atol + rtol * jnp.abs(y), y0)
 
     def norm(v):
-        squares = jax.tree.map(lambda v, s: jnp.square(v / s).reshape(v.shape[0], -1), v, scale)
-        return jnp.sqrt(jnp.mean(jnp.concatenate(jax.tree.leaves(squares), axis=1), axis=1))
+        return jax.vmap(_rms)(jax.tree.map(jnp.divide, v, scale))
 
     def trial_step(f0):
         d0, d1 = norm(y0), norm(f0)
@@ -103,7 +116,14 @@ def _first_step(field, y0, t0: float, sign: int, atol: float, rtol: float) -> Fl
     h0, d1 = trial_step(f0), norm(f0)
     curvature = jnp.maximum(d1, norm(jax.tree.map(jnp.subtract, f1, f0)) / h0)
     h1 = jnp.where(curvature <= 1e-15, jnp.maximum(1e-6, 1e-3 * h0), (0.01 / curvature) ** (1 / _ORDER))
-    return sign * jnp.minimum(100 * h0, h1)
+    h = jnp.minimum(100 * h0, h1)
+    return sign * jnp.where(jnp.isfinite(h), h, 0.0)  # of a field of nan; the controller refuses the step
+
+
+def _rms(y) -> Float[Array, ""]:
+    """Root mean square of all elements; infinite for nan, so that such an error is too large for any step."""
+    rms = jnp.sqrt(jnp.mean(jnp.square(jax.flatten_util.ravel_pytree(y)[0])))
+    return jnp.where(jnp.isnan(rms), jnp.inf, rms)
 
 
 def _times(t: float, y) -> Float[Array, "b"]:

@@ -34,17 +34,20 @@ def sample_ode(
     Args:
         z: (b, ...) standard normal. The state is float32 (float64 for float64 z); model_fn sees z's dtype.
         method: "euler" | "heun" (the explicit trapezoidal rule; torchdiffeq's "heun2") on a fixed grid, at 1
-            or 2 model evaluations a step; "dopri5": adaptive, 6 evaluations a step.
-        steps: number of time points of the fixed grid, that is one more than its steps:
-            linspace(t0, t1, steps) over `ip.interval()`. An adaptive method chooses its own.
+            or 2 model evaluations a step; "dopri5": adaptive, 6 evaluations a step, at least ten steps.
+            Gradients pass through the fixed grids only.
+        steps: number of time points of the fixed grid, that is one more than its steps: linspace(t0, t1,
+            steps) over `ip.interval()`. An adaptive method chooses its own.
         atol, rtol: of the adaptive method: a step is accepted if the root mean square over one sample of
             error / (atol + rtol |x|) is below 1.
         reverse: from data (t1) back to noise (t0). (The original evaluates the model at 1 - t there, which is
             not the inverse of sampling; here it is.)
 
-    Every sample takes adaptive steps of its own, so its batch mates cannot change it; torchdiffeq has one
-    step size for the whole batch. The batch is still evaluated at once, until its slowest sample is done. A
-    sample that is not done after 4096 steps is returned as nan.
+    Every sample takes adaptive steps of its own, so its batch mates cannot change it (torchdiffeq has one
+    step size for the whole batch). The batch is still evaluated at once, until its slowest sample is done. A
+    sample whose field blows up is returned as nan.
+
+    To watch the progress of a long call, let model_fn report itself: `jax.debug.callback(bar.update)`.
 
     Returns:
         (b, ...) samples at the end of the interval, float32.
