@@ -1,10 +1,13 @@
-"""Test-wide set-up: shapes are checked at run time, eight CPU devices are emulated."""
+"""Test-wide set-up: shapes are checked at run time, eight CPU devices are emulated, programs are compiled once."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of what the tests do, so it is asked to optimise less.
+# Compiling is most of what the tests do, so it is asked to optimise less, and what one worker compiled serves all.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="zigma_jax_tests_"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from jaxtyping import install_import_hook
 

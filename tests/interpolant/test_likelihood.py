@@ -20,15 +20,11 @@ def test_matches_the_original_given_its_probe(golden, x64, monkeypatch, path, pr
     monkeypatch.setattr(likelihood, "_probes", lambda keys, x, count: probe[None])
     x = jnp.asarray(golden["x1"], jnp.float64)
     with jax.disable_jit():  # faster than compiling
-        ours = log_likelihood(
-            Interpolant(path, prediction), model_fn, x, jax.random.key(0), method="euler", steps=20
-        )
+        ours = log_likelihood(Interpolant(path, prediction), model_fn, x, jax.random.key(0), method="euler", steps=20)
     np.testing.assert_allclose(ours, golden[f"f64/{path}/{prediction}/likelihood/euler/logp"], rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("path", "prediction", "method"), [("linear", "velocity", "dopri5"), ("vp", "score", "heun")]
-)
+@pytest.mark.parametrize(("path", "prediction", "method"), [("linear", "velocity", "dopri5"), ("vp", "score", "heun")])
 def test_closed_form_of_a_gaussian(path, prediction, method):
     """The Jacobian is diagonal, so that one probe of +-1 gives its trace exactly."""
     ip = Interpolant(path, prediction)

@@ -45,9 +45,7 @@ def test_float32_agrees_to_float32(golden, path, prediction):
         loss = Interpolant(path, prediction, weighting).loss_at(model_fn, x1, x0, t)
         assert loss.shape == (len(t),)
         assert loss.dtype == jnp.float32
-        np.testing.assert_allclose(
-            loss, golden[f"f64/{path}/{prediction}/loss/{weighting or 'none'}"], rtol=1e-5
-        )
+        np.testing.assert_allclose(loss, golden[f"f64/{path}/{prediction}/loss/{weighting or 'none'}"], rtol=1e-5)
     ip = Interpolant(path, prediction)
     x_t = golden[f"f64/{path}/xt"].astype(np.float32)
     for name in ("drift", "score"):
@@ -164,9 +162,7 @@ def test_draws_do_not_depend_on_the_number_of_devices():
         np.testing.assert_array_equal(one, eight)
 
 
-@pytest.mark.parametrize(
-    ("path", "prediction"), [("linear", "velocity"), ("linear", "noise"), ("vp", "noise")]
-)
+@pytest.mark.parametrize(("path", "prediction"), [("linear", "velocity"), ("linear", "noise"), ("vp", "noise")])
 def test_distribution_of_noise_and_time(path, prediction):
     ip = Interpolant(path, prediction)
     n = 4000
@@ -225,9 +221,7 @@ def test_bad_calls_are_refused():
         ip.loss_at(model_fn, x, x[:, :1], t)
     with pytest.raises(ValueError, match="x1 has dtype int32; it must be floating point"):
         ip.loss(model_fn, x.astype(jnp.int32), jax.random.key(0))
-    with pytest.raises(
-        ValueError, match=r"keys of shape \(3,\); give one key, or one for each of the 2 samples"
-    ):
+    with pytest.raises(ValueError, match=r"keys of shape \(3,\); give one key, or one for each of the 2 samples"):
         ip.loss(model_fn, x, jax.random.split(jax.random.key(0), 3))
     with pytest.raises(ValueError, match="use = 'eval' is not one of: 'train', 'sample', 'sde'"):
         ip.interval("eval")

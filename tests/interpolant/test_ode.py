@@ -59,9 +59,7 @@ def test_gaussian_data_are_reproduced(path, prediction, method):
     np.testing.assert_allclose(np.cov(sample.T), STD**2 * np.eye(2), atol=5 * STD**2 * np.sqrt(2 / n) + 5e-3)
 
 
-@pytest.mark.parametrize(
-    ("path", "method", "order"), [("linear", "euler", 1), ("gvp", "heun", 2), ("vp", "heun", 2)]
-)
+@pytest.mark.parametrize(("path", "method", "order"), [("linear", "euler", 1), ("gvp", "heun", 2), ("vp", "heun", 2)])
 def test_order_of_convergence(x64, path, method, order):
     ip = Interpolant(path, sample_eps=0.1)  # the vp velocity grows without bound towards t = 1
     z = jax.random.normal(jax.random.key(0), (4, 3), jnp.float64)
@@ -129,9 +127,7 @@ def test_number_of_model_evaluations():
     def count(method):
         calls.clear()
         jax.block_until_ready(
-            jax.jit(lambda z: sample_ode(Interpolant(), counted, z, method=method, steps=10))(
-                jnp.ones((3, 6))
-            )
+            jax.jit(lambda z: sample_ode(Interpolant(), counted, z, method=method, steps=10))(jnp.ones((3, 6)))
         )
         jax.effects_barrier()
         return len(calls)

@@ -32,9 +32,7 @@ def test_float32_keeps_its_relative_accuracy_up_to_both_ends(x64, path):
     single, double = (path_module.PATHS[path](jnp.asarray(t, dtype)) for dtype in (jnp.float32, jnp.float64))
     for name, a, b in zip(single._fields, single, double, strict=True):
         assert a.dtype == jnp.float32
-        np.testing.assert_allclose(
-            a, b, rtol=2e-6, err_msg=name
-        )  # some sixteen roundings of 6e-8, and exp(-5)
+        np.testing.assert_allclose(a, b, rtol=2e-6, err_msg=name)  # some sixteen roundings of 6e-8, and exp(-5)
 
 
 @pytest.mark.parametrize("path", PATHS)

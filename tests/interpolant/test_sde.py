@@ -83,9 +83,7 @@ def test_weak_order_of_the_mean(x64, monkeypatch, method, order):
     ip, z = Interpolant(), jnp.ones((1, 1), jnp.float64)
 
     def mean(steps):
-        return sample_sde(ip, exact_model(ip), z, jax.random.key(0), method, steps + 1, last_step_size=0.1)[
-            0, 0
-        ]
+        return sample_sde(ip, exact_model(ip), z, jax.random.key(0), method, steps + 1, last_step_size=0.1)[0, 0]
 
     coarse, middle, fine = mean(200), mean(400), mean(800)
     assert abs(np.log2((coarse - middle) / (middle - fine)) - order) < 0.1

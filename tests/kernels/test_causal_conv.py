@@ -39,9 +39,7 @@ def by_definition(case):
 def value_and_gradients(args, case, implementation):
     @jax.jit
     def both(args):
-        y, vjp = jax.vjp(
-            lambda args: causal_conv(**args, **case.options, implementation=implementation), args
-        )
+        y, vjp = jax.vjp(lambda args: causal_conv(**args, **case.options, implementation=implementation), args)
         dy = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), y.dtype)
         return y, vjp(dy)[0]
 
@@ -71,9 +69,7 @@ def test_gradients(case):
     for name, x in case.arguments().items():
         assert found[name].dtype == x.dtype, name
     with jax.enable_x64(True):
-        expected = value_and_gradients(
-            jax.tree.map(jnp.asarray, case.arguments("float64")), case, "reference"
-        )
+        expected = value_and_gradients(jax.tree.map(jnp.asarray, case.arguments("float64")), case, "reference")
         assert {x.dtype.name for x in expected.values()} == {"float64"}
     assert_close(found, expected, float(jnp.finfo(case.dtype).eps))
 
@@ -101,9 +97,7 @@ def test_under_vmap_and_remat():
     case = CASES["zigzag by columns"]
     args = arrays(case)
     conv = jax.checkpoint(lambda x, weight: causal_conv(x, weight, order=case.order))
-    together = jax.jit(
-        jax.vmap(jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), argnums=(0, 1)), (0, None))
-    )
+    together = jax.jit(jax.vmap(jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), argnums=(0, 1)), (0, None)))
     dx, dweight = together(args["x"][:, None], args["weight"])
     alone = jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), argnums=(0, 1)))
     whole_dx, whole_dweight = alone(args["x"], args["weight"])

@@ -38,13 +38,9 @@ def test_a_path_visits_every_token_once_segment_by_segment(fields):
     assert sorted(path.permutation) == list(range(path.length))
     np.testing.assert_array_equal(path.inverse[path.permutation], np.arange(path.length))
     assert path.segments * path.segment_length == path.length
-    place = np.stack(np.unravel_index(path.permutation, path.grid)).reshape(
-        -1, path.segments, path.segment_length
-    )
+    place = np.stack(np.unravel_index(path.permutation, path.grid)).reshape(-1, path.segments, path.segment_length)
     for axis in set(range(len(path.grid))) - set(path.axes):
-        assert (
-            place[axis] == place[axis, :, :1]
-        ).all()  # a segment stays where it is on the axes it does not visit
+        assert (place[axis] == place[axis, :, :1]).all()  # a segment stays where it is on the axes it does not visit
 
 
 @given(fields())
@@ -60,9 +56,7 @@ def test_zigzag_and_hilbert_step_to_neighbours(fields):
     path = GridPath(*fields)
     if path.kind in ("zigzag", "hilbert"):
         assert path.is_continuous
-    cells = np.stack(np.unravel_index(path.permutation, path.grid), -1).reshape(
-        path.segments, -1, len(path.grid)
-    )
+    cells = np.stack(np.unravel_index(path.permutation, path.grid), -1).reshape(path.segments, -1, len(path.grid))
     lengths = np.abs(np.diff(cells, axis=1)).sum(-1)
     assert path.jumps == (lengths != 1).sum()
 
@@ -126,9 +120,7 @@ def test_is_raster():
 
 
 def test_random_is_the_same_in_another_process():
-    code = (
-        "from zigma_kernels.grid_path import GridPath; print(GridPath.random((4, 4), 7).permutation.tolist())"
-    )
+    code = "from zigma_kernels.grid_path import GridPath; print(GridPath.random((4, 4), 7).permutation.tolist())"
     command = [sys.executable, "-c", code]
     here = Path(zigma_kernels.__file__).parents[1]
     elsewhere = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout

@@ -33,9 +33,7 @@ def outputs_and_gradients(args, implementation, order=None):
     def both(args):
         outputs, vjp = jax.vjp(run, args)
         rng = np.random.default_rng(1)
-        return outputs, vjp(
-            jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), outputs)
-        )[0]
+        return outputs, vjp(jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), outputs))[0]
 
     (y, state), gradients = both(jax.tree.map(jnp.asarray, args))
     return {"y": y, "final_state": state} | {f"d{name}": g for name, g in gradients.items()}

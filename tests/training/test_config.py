@@ -1,0 +1,75 @@
+"""A configuration is refused with field, value and rule before anything is compiled."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.tiny import tiny_config
+from zigma_jax.training.parse_config import default_config, from_dict, to_dict
+
+CONFIGS = sorted(Path("configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_valid_and_says_how_to_run_it(path):
+    module = load(path)
+    config = from_dict(module.get_config())
+    assert f"--config=configs/{path.name}" in module.__doc__
+    assert config.model.sample_shape == (*config.data.size, 3)
+
+
+def test_json_round_trip():
+    config = tiny_config("somewhere")
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("train", "stepz", 3, r"config.train.stepz: no such field; did you mean train.steps\?"),
+        ("trian", "steps", 3, r"config.trian: no such field; did you mean train\?"),
+        ("train", "steps", "many", "config.train.steps = 'many': must be of type int, not str"),
+        ("train", "steps", True, "config.train.steps = True: must be of type int, not bool"),
+        ("train", "steps", 0, "config.train.steps = 0: must be at least 1"),
+        ("train", "accumulate", 3, "config.train.accumulate = 3: must divide train.batch_size = 16"),
+        ("train", "label_dropout", 1.5, "config.train.label_dropout = 1.5"),
+        ("model", "patch_size", 3, "patch_size = 3: must divide the sample's height and width, which are 8 × 8"),
+        ("model", "null_class", False, "config.train.label_dropout = 0.2: needs model.null_class"),
+        ("model", "sample_shape", (9, 9, 3), "config.data.image_size = .*says otherwise"),
+        ("data", "image_size", 33, "config.data.image_size = 33: model.sample_shape"),
+        ("data", "max_bad_fraction", 2.0, "data.max_bad_fraction=2.0"),
+        ("optimizer", "schedule", "linear", "config.optimizer.schedule = 'linear': must be one of constant, cosine"),
+        ("optimizer", "learning_rate", -1.0, "config.optimizer.learning_rate = -1.0: must be positive"),
+        ("interpolant", "path", "cubic", "cubic"),
+        ("checkpoint", "every", 0, "config.checkpoint.every = 0"),
+        ("log", "preview_count", 0, "config.log.preview_count = 0"),
+        ("sample", "steps", 1, "config.sample.steps = 1"),
+    ],
+)
+def test_what_is_wrong_is_named(section, field, value, message):
+    sections = to_dict(tiny_config("somewhere"))
+    sections.setdefault(section, {})[field] = value
+    with pytest.raises(ValueError, match=message):
+        from_dict(sections)
+
+
+def test_the_size_of_samples_is_said_once():
+    config = default_config()
+    with pytest.raises(ValueError, match=r"config.data.image_size = None: give it"):
+        from_dict(config)
+    config.model.sample_shape = (48, 32, 3)
+    assert from_dict(config).data.size == (48, 32)
+    config.data.image_size = 64
+    with pytest.raises(ValueError, match="says otherwise"):
+        from_dict(config)

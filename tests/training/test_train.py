@@ -1,0 +1,177 @@
+"""The training program: resume to the bit, stop on request, refuse what cannot work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.tiny import tiny_config, tiny_flags
+from zigma_jax.train import PREEMPTED, train
+from zigma_jax.training.array_store import CheckpointError, read_array
+from zigma_jax.training.weights import load_weights, params_of
+
+
+def start_program(*arguments):
+    environment = os.environ | {"PYTHONPATH": ".:kernels", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_program(*arguments):
+    process = start_program(*arguments)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def leaves(workdir, step):
+    """Every array of a checkpoint by its name, read past the code that wrote it."""
+    path = workdir / "checkpoints" / str(step)
+    names = json.loads((path / "leaves.json").read_text())["leaves"]
+    return {name: read_array(path / "state", name) for name in names}
+
+
+def test_stopped_killed_and_resumed_is_the_same_run_to_the_bit(tmp_path, data_dir):
+    """SIGTERM, then kill -9, then to the end: parameters, EMA, optimiser, losses and sample ids as in one go."""
+    flags = tiny_flags(data_dir, train__steps=40, checkpoint__every=8)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    code, output = run_program("zigma_jax.train", *flags, f"--workdir={whole}")
+    assert code == 0, output
+    assert f"--source={whole}" in output  # how to sample
+
+    first = start_program("zigma_jax.train", *flags, f"--workdir={broken}")
+    wait_for(broken / "checkpoints" / "8", first)
+    first.send_signal(signal.SIGTERM)
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == PREEMPTED, output
+    assert "the same command goes on from it" in output
+    stopped_at = max(int(path.name) for path in (broken / "checkpoints").iterdir())
+    assert metrics(broken)[-1]["step"] == stopped_at  # every step up to the signal's is saved and logged
+
+    second = start_program("zigma_jax.train", *flags, f"--workdir={broken}")
+    wait_for(broken / "checkpoints" / str((stopped_at // 8 + 1) * 8), second)
+    second.kill()
+    second.communicate()
+    code, output = run_program("zigma_jax.train", *flags, f"--workdir={broken}")
+    assert code == 0, output
+
+    expected, found = leaves(whole, 40), leaves(broken, 40)
+    assert expected.keys() == found.keys()
+    assert {name.split("/")[0] for name in found} >= {"params", "ema", "opt_state", "step"}
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, found[name], err_msg=name)
+    keep = ("step", "loss", "grad_norm", "lr", "batch_crc32")
+    assert [{k: line[k] for k in keep} for line in metrics(whole)] == [
+        {k: line[k] for k in keep} for line in metrics(broken)
+    ]
+
+    # The same command once more has nothing to do, and a damaged checkpoint is named and passed over.
+    data = next(path for path in (broken / "checkpoints" / "40" / "state").rglob("*") if path.stat().st_size > 1000)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    code, output = run_program("zigma_jax.train", *flags, f"--workdir={broken}")
+    assert code == 0, output
+    assert "40 is damaged" in output
+    assert data.name in output
+    np.testing.assert_array_equal(leaves(broken, 40)["step"], 40)
+
+
+def test_a_run_leaves_what_it_says(tmp_path, data_dir):
+    config = tiny_config(data_dir, log__preview_every=3)
+    assert train(config, tmp_path)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert metrics(tmp_path)[-1].keys() >= {"loss", "grad_norm", "lr", "images_per_sec", "input_wait", "skipped"}
+    previews = sorted(path.name for path in (tmp_path / "previews").iterdir())
+    assert previews == ["0000003.png", "0000006.png", "latest.png"]
+    assert Image.open(tmp_path / "previews" / "latest.png").size == (22, 22)  # 2 × 2 samples of 8 px, gaps of 2
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 6
+    assert list((tmp_path / "tensorboard").iterdir())
+
+    ema, from_run = load_weights(tmp_path, "ema")
+    raw, _ = load_weights(tmp_path, "raw")
+    assert from_run == config
+    difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params_of(ema), params_of(raw))
+    assert max(jax.tree.leaves(difference)) > 0
+
+    with pytest.raises(ValueError, match=r"another model \(model.hidden_size differ\)"):
+        train(tiny_config(data_dir, model__hidden_size=32), tmp_path)
+
+
+def test_a_run_that_diverges_stops_and_keeps_a_finite_checkpoint(tmp_path, data_dir):
+    config = tiny_config(
+        data_dir, optimizer__learning_rate=1e18, optimizer__warmup_steps=0, train__max_skipped=3, train__steps=50
+    )
+    with pytest.raises(FloatingPointError, match=r"not finite in the last 3 steps.*config.train.max_skipped = 3"):
+        train(config, tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        assert all(np.all(np.isfinite(value)) for value in leaves(tmp_path, int(path.name)).values())
+
+
+def test_first_losses_of_the_quickstart_model(tmp_path, data_dir):
+    """A golden: any change of data, initialisation, noise, model, objective or optimiser shows here."""
+    import importlib
+
+    from zigma_jax.training.parse_config import from_dict
+
+    config = importlib.import_module("configs.quickstart").get_config()
+    config.data.name, config.data.data_dir = "avatars/tiny", str(data_dir)
+    config.train.batch_size, config.train.steps = 16, 3
+    config.log.every = 1
+    assert train(from_dict(config), tmp_path)
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    np.testing.assert_allclose(losses, QUICKSTART_LOSSES, rtol=2e-4)  # float32 sums in other orders
+
+
+QUICKSTART_LOSSES = [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__batch_size": 30}, r"config.train.batch_size = 30: must be divisible by the number of devices, 8"),
+        ({"train__fsdp": 3}, r"config.train.fsdp = 3: must divide the number of devices, 8"),
+        ({"model__num_classes": 3}, r"model.num_classes=3: .*20 classes.*out of range"),
+        ({"data__name": "folder", "data__folder": "/nowhere"}, r"/nowhere"),
+        ({"data__name": "no_such_set"}, r"data.name='no_such_set'"),
+        ({"data__split": "validation"}, r"data.split='validation'"),
+    ],
+)
+def test_refused_before_anything_is_compiled(tmp_path, data_dir, changes, message, monkeypatch):
+    monkeypatch.setattr("zigma_jax.train.make_state", lambda *_: pytest.fail("it went on to the model"))
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config(data_dir, **changes), tmp_path / "run")
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_programs_answer_mistakes_in_one_line(tmp_path, data_dir):
+    code, output = run_program("zigma_jax.train", "--config=configs/quickstart.py", "--config.trian.steps=2")
+    assert code == 1
+    assert output.splitlines()[-1].startswith("error: --config.trian.steps=2: the configuration has no field")
+    assert "Traceback" not in output
+
+
+def test_all_checkpoints_damaged_is_a_refusal(tmp_path, data_dir):
+    config = tiny_config(data_dir, train__steps=2)
+    assert train(config, tmp_path)
+    for sums in Path(tmp_path).rglob("extra.json"):
+        sums.write_text(sums.read_text().replace("avatars", "avatarz"))
+    with pytest.raises(CheckpointError, match="no sound checkpoint"):
+        train(tiny_config(data_dir, train__steps=4), tmp_path)
