@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zigma_jax.interop.torch_file import read_torch, write_torch
-from zigma_jax.interop.weights import check_shapes, flat_parameters, model_from_parameters, parameter_shapes
+from zigma_jax.interop.weights import check_shapes, config_from_dict, flat_parameters, model_from_parameters, parameter_shapes
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
 
@@ -197,7 +197,7 @@ def _with_per_layer_positions(tensors, cfg: ZigMaConfig) -> dict[str, np.ndarray
 
 def _config_from_file(contents: Mapping, tensors: Mapping[str, np.ndarray], path) -> ZigMaConfig:
     if "zigma_jax" in contents:
-        return ZigMaConfig(**contents["zigma_jax"]["config"])
+        return config_from_dict(contents["zigma_jax"]["config"], os.fspath(path))
     try:
         params = contents["args"]["model"]["params"]
         missing = [key for key in ("in_channels", "embed_dim", "depth", "img_dim") if key not in params]

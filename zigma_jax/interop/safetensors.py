@@ -10,7 +10,7 @@ import os
 import safetensors
 from safetensors.numpy import save_file
 
-from zigma_jax.interop.weights import flat_parameters, model_from_parameters
+from zigma_jax.interop.weights import config_from_dict, flat_parameters, model_from_parameters
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
 
@@ -43,5 +43,5 @@ def load_safetensors(path: str | os.PathLike, *, config: ZigMaConfig | None = No
     if config is None:
         if _CONFIG_KEY not in metadata:
             raise ValueError(f"{path}: no {_CONFIG_KEY} in its header; give the architecture as `config`")
-        config = ZigMaConfig(**json.loads(metadata[_CONFIG_KEY]))
+        config = config_from_dict(json.loads(metadata[_CONFIG_KEY]), os.fspath(path))
     return model_from_parameters(config, parameters, os.fspath(path))

@@ -1,6 +1,8 @@
 """A model's parameters as a flat dict of numpy arrays, and back: what every file format here is made from."""
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,13 @@ from flax import nnx
 
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
+
+
+def config_from_dict(fields: Mapping[str, Any], source: str) -> ZigMaConfig:
+    """The configuration that a file holds as plain values. Raises ValueError for fields there are none of."""
+    if unknown := sorted(fields.keys() - {field.name for field in dataclasses.fields(ZigMaConfig)}):
+        raise ValueError(f"{source}: its configuration has unknown fields: {', '.join(unknown)}")
+    return ZigMaConfig(**{**fields, "sample_shape": tuple(fields["sample_shape"])})
 
 
 def abstract_model(cfg: ZigMaConfig) -> ZigMa:

@@ -8,7 +8,7 @@ from typing import Literal
 from flax import nnx
 
 from zigma_jax.interop import load_official, load_safetensors, save_official, save_safetensors
-from zigma_jax.interop.weights import abstract_model
+from zigma_jax.interop.weights import abstract_model, config_from_dict
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
 from zigma_jax.training.array_store import load_params, save_params
@@ -44,7 +44,7 @@ def load_weights(source: Path, weights: Weights = "ema") -> tuple[ZigMa, RunConf
             state, _, _ = checkpoints.restore({name: _abstract_params(config.model)}, partial=True)
         return _with_params(config.model, state[name]), config
     if (source / "params").is_dir():
-        cfg = ZigMaConfig(**json.loads((source / "config.json").read_text()))
+        cfg = config_from_dict(json.loads((source / "config.json").read_text()), str(source))
         return _with_params(cfg, load_params(source / "params", _abstract_params(cfg))), None
     raise ValueError(
         f"{source}: no workdir with checkpoints, no .pt, no .safetensors and no directory of orbax parameters"
