@@ -4,8 +4,8 @@
 
 Prints for each case the time of the forward pass, and of forward and backward together (best of the repeats);
 the memory that the compiled forward and backward need beyond arguments and results, by XLA's account, in MiB
-and as a multiple of the input's bytes; and how many times faster than the slowest it is. `whole_sequence` is the
-usual scan in JAX, one `lax.associative_scan` over all tokens left to autodiff: for comparison alone.
+and as a multiple of the input's bytes; and how many times faster than the slowest it is. `whole_sequence` is
+the usual scan in JAX, one `lax.associative_scan` over all tokens left to autodiff: for comparison alone.
 """
 
 import argparse

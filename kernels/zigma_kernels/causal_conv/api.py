@@ -34,7 +34,7 @@ def causal_conv(
         y_t = silu(bias + sum_k weight[width - 1 - k] x_{t - k})
 
     where t counts visited tokens. Sums in float32 (float64 if an argument is float64). All array arguments
-    are differentiable.
+    are differentiable; in forward mode, and more than once, by "reference".
 
     Args:
         x: input.

@@ -9,7 +9,7 @@ from zigma_kernels.visiting import Visit
 
 def causal_conv(x, weight, bias, order, activation, initial_state):
     """The contract in `api`."""
-    visit = Visit.along(order, x.shape[1])
+    visit = Visit.along(order, x.shape[1], forward_mode=True)
     acc = jnp.promote_types(jnp.result_type(x, weight, bias), jnp.float32)
     weight, bias = weight.astype(acc), bias.astype(acc)
 

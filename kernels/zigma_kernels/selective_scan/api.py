@@ -43,7 +43,7 @@ def selective_scan(
 
     (Gu & Dao, "Mamba", arXiv 2312.00752, section 3; B is discretised by Euler's rule, as in their code.) The
     recurrence and every gradient accumulate in float32 (float64 if an argument is float64). All array
-    arguments are differentiable, once and in reverse; "reference" knows higher derivatives and jvp.
+    arguments are differentiable; in forward mode, and more than once, by "reference".
 
     Args:
         u: input.
@@ -64,8 +64,8 @@ def selective_scan(
             never falls back to another.
 
     Returns:
-        y (b, L, d) in u's dtype; with `return_final_state`, (y, final state), the state shaped as `initial_state` and
-        in float32 (float64 if an argument is float64).
+        y (b, L, d) in u's dtype; with `return_final_state`, (y, final state), the state shaped as
+        `initial_state` and in float32 (float64 if an argument is float64).
 
     Raises:
         ValueError: a shape or the order does not fit, or `implementation` is unknown.

@@ -8,8 +8,8 @@ from zigma_kernels.visiting import Visit
 
 
 def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
-    """The contract in `api`. Autodiff keeps every state: memory grows as b * L * d * n."""
-    visit = Visit.along(order, u.shape[1])
+    """The contract in `api`. In reverse, autodiff keeps every state: memory grows as b * L * d * n."""
+    visit = Visit.along(order, u.shape[1], forward_mode=True)
     acc = initial_state.dtype
     A, D, dt_bias = A.astype(acc), D.astype(acc), dt_bias.astype(acc)
 

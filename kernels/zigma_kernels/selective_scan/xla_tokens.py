@@ -28,7 +28,7 @@ def forward(visit, u, dt, A, B, C, D, z, dt_bias, state):
         t = visit.tokens[i]
         u_t, dt_t, B_t, C_t = (_row(x, t, h.dtype) for x in (u, dt, B, C))
         h = _step(h, A, jax.nn.softplus(dt_t + dt_bias), u_t, B_t)
-        y_t = _sum_states(h, C_t) + D * u_t
+        y_t = _sum_states(h, C_t[:, :, None]) + D * u_t
         y_t = y_t if z is None else y_t * jax.nn.silu(_row(z, t, h.dtype))
         return h, _put_row(y, y_t, t)
 
@@ -70,13 +70,13 @@ def backward(visit, starts, dy, dfinal, u, dt, A, B, C, D, z, dt_bias, state):
         if z is not None:
             z_t = _row(z, t, acc)
             gate = jax.nn.sigmoid(z_t)
-            y_t = _sum_states(h, C_t) + D * u_t
+            y_t = _sum_states(h, C_t[:, :, None]) + D * u_t
             dz = _put_row(dz, dy_t * y_t * gate * (1 + z_t * (1 - gate)), t)
             dy_t = dy_t * z_t * gate
         dh = g + C_t[:, :, None] * dy_t[:, None, :]
         dC = _put_row(dC, jnp.sum(h * dy_t[:, None, :], axis=2), t)
         dB = _put_row(dB, jnp.sum(dh * (delta * u_t)[:, None, :], axis=2), t)
-        dx_t = _sum_states(dh, B_t)
+        dx_t = _sum_states(dh, B_t[:, :, None])
         g = jnp.exp(delta[:, None, :] * A) * dh
         p = g * before
         ddt_t = (_sum_states(p, A[None]) + u_t * dx_t) * jax.nn.sigmoid(x_t)
@@ -125,8 +125,7 @@ def _step(h, A, delta, u, B):
 
 
 def _sum_states(h, C):
-    """(b, n, d), (b or 1, n[, d]) -> (b, d)"""
-    C = C if C.ndim == 3 else C[:, :, None]
+    """sum_n h C: (b, n, d), (b or 1, n, d or 1) -> (b, d)"""
     return functools.reduce(operator.add, (h[:, i] * C[:, i] for i in range(h.shape[1])))
 
 
