@@ -118,16 +118,12 @@ def device():
         return f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    model = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown model"
-    )
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown model")
     return f"CPU, {os.cpu_count()} cores, {model}"
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", choices=ops(), help="this op alone")
     parser.add_argument("--case", default="", help="the cases whose names contain this")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each, of which the best counts")

@@ -7,6 +7,7 @@ samples.npz with `samples` (n, h, w, c) float32 in [-1, 1] and, for a model with
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -76,7 +77,8 @@ def sample(source: Path) -> None:
 def write(samples: np.ndarray, labels: np.ndarray | None, output: Path) -> None:
     """samples.npz always; pictures, animations and the grid where the channels are colours."""
     output.mkdir(parents=True, exist_ok=True)
-    np.savez(output / "samples.npz", samples=samples, **({} if labels is None else {"labels": labels}))
+    arrays: dict[str, Any] = {"samples": samples} if labels is None else {"samples": samples, "labels": labels}
+    np.savez(output / "samples.npz", **arrays)
     print(f"{len(samples)} samples in {output}/samples.npz")
     if samples.shape[-1] not in (1, 3):
         print(f"no pictures: samples of {samples.shape[-1]} channels are latents, which have to be decoded first")

@@ -7,9 +7,7 @@ from matplotlib.figure import Figure
 from zigma_jax.plotting import plot_orders
 
 figure = Figure(figsize=(12.8, 11.4), layout="constrained")
-zigzag, hilbert, middle, video = figure.subfigures(4, 1, squeeze=False, height_ratios=(2.1, 2.1, 2.0, 5.2))[
-    :, 0
-]
+zigzag, hilbert, middle, video = figure.subfigures(4, 1, squeeze=False, height_ratios=(2.1, 2.1, 2.0, 5.2))[:, 0]
 sweep, volume = middle.subfigures(1, 2, squeeze=False, width_ratios=(1, 3))[0]
 plot_orders("zigzag8", (8, 8), figure=zigzag)
 plot_orders("hilbert8", (8, 8), figure=hilbert)

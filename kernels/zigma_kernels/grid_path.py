@@ -60,22 +60,16 @@ class GridPath:
 
         axes_ok = len(set(self.axes)) == len(self.axes) and set(self.axes) <= set(every)
         self._require(axes_ok, "axes", f"axes of grid={self.grid} are distinct and among {every}")
-        self._require(
-            len(self.flip) == len(self.axes), "flip", f"it has one entry for each of axes={self.axes}"
-        )
+        self._require(len(self.flip) == len(self.axes), "flip", f"it has one entry for each of axes={self.axes}")
         self._require(self.kind in KINDS, "kind", f"the kinds are {', '.join(KINDS)}")
         if self.kind in ("hilbert", "official_hilbert"):
             self._require(len(self.axes) == 2, "axes", f"a {self.kind} path visits exactly two")
         if self.kind == "official_hilbert":
-            self._require(
-                self.shape[0] == self.shape[1], "grid", f"{self.kind} knows squares only (hilbert: any)"
-            )
+            self._require(self.shape[0] == self.shape[1], "grid", f"{self.kind} knows squares only (hilbert: any)")
         self._require(0 <= self.seed < 2**32, "seed", "a seed is in [0, 2**32)")
         self._require(self.seed == 0 or self.kind == "random", "seed", f"kind={self.kind!r} takes none")
         flips = self.kind in ("raster", "zigzag")
-        self._require(
-            not (self.backward and flips), "backward", f"a {self.kind} path is reversed by flipping axes"
-        )
+        self._require(not (self.backward and flips), "backward", f"a {self.kind} path is reversed by flipping axes")
 
     def _require(self, holds: object, field: str, rule: str) -> None:
         if not holds:
@@ -154,9 +148,7 @@ class GridPath:
             return replace(self, flip=tuple(not start for start in self.flip))
         if self.kind == "zigzag":  # an axis ends where it started after an even number of passes along it
             passes = [math.prod(self.shape[:i]) for i in range(len(self.axes))]
-            return replace(
-                self, flip=tuple(far ^ (n % 2 == 1) for far, n in zip(self.flip, passes, strict=True))
-            )
+            return replace(self, flip=tuple(far ^ (n % 2 == 1) for far, n in zip(self.flip, passes, strict=True)))
         return replace(self, backward=not self.backward)
 
 

@@ -193,9 +193,7 @@ def test_reference_in_forward_mode_and_twice():
     args = jax.tree.map(jnp.asarray, case.arguments())
 
     def loss(u):
-        return jnp.sum(
-            jnp.sin(selective_scan(**args | {"u": u}, order=case.order, implementation="reference"))
-        )
+        return jnp.sum(jnp.sin(selective_scan(**args | {"u": u}, order=case.order, implementation="reference")))
 
     @jax.jit
     def both_ways(u, v):

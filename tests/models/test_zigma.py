@@ -11,6 +11,7 @@ from flax import nnx
 
 import zigma_jax as zj
 from zigma_jax.interop.weights import parameter_shapes
+from zigma_jax.models.embeddings import patchify
 from zigma_jax.models.zigma import drop_path_scales
 
 TINY = zj.ZigMaConfig(sample_shape=(6, 4, 3), patch_size=2, hidden_size=16, depth=3, scan="zigzag2", state_size=4)
@@ -81,21 +82,36 @@ def test_presets_are_the_official_sizes():
     ids=lambda change: change.get("scan", "plain"),
 )
 def test_every_kind_of_model(change):
-    """Non-square samples; the output depends on x, t and y; bfloat16 and remat compute the same thing."""
+    """Non-square samples; the output depends on the time; bfloat16 computes the same thing."""
     cfg = dataclasses.replace(TINY, **change)
     model = make(cfg)
     x, t, y = inputs(cfg)
-    out = jax.jit(lambda m, *a: nnx.merge(nnx.graphdef(model), m)(*a))(nnx.state(model), x, t, y)
+
+    def run(model):
+        graphdef, state = nnx.split(model)
+        both = jax.tree.map(lambda a: jnp.concatenate([a, a]), x)
+        times = jnp.concatenate([t, t[::-1]])
+        conditions = None if y is None else jnp.concatenate([y, y])
+        return np.split(jax.jit(lambda s, *a: nnx.merge(graphdef, s)(*a))(state, both, times, conditions), 2)
+
+    out, at_other_times = run(model)
     assert out.shape == x.shape
     assert out.dtype == jnp.float32
-    assert not np.allclose(out, model(x, t[::-1], y), atol=1e-2)
-    if y is not None:
-        assert not np.allclose(out, model(x, t, y[::-1]), atol=1e-2)
+    assert not np.allclose(out, at_other_times, atol=1e-2)
 
-    half = model_like(model, dtype="bfloat16")(x, t, y)
+    half, _ = run(model_like(model, dtype="bfloat16"))
     assert half.dtype == jnp.float32
     # bfloat16 keeps 8 bits; a few roundings in sequence in every layer
     assert np.sqrt(np.mean((half - out) ** 2) / np.mean(out**2)) < cfg.depth * 2**-7
+
+
+@pytest.mark.parametrize("change", [{"num_classes": 3}, {"context_size": 5}])
+def test_the_condition_counts(change):
+    model = make(dataclasses.replace(TINY, **change))
+    x, t, y = inputs(model.cfg)
+    assert y is not None
+    outputs = jax.jit(lambda y: model(x, t, y))
+    assert not np.allclose(outputs(y), outputs(y[::-1]), atol=1e-2)
 
 
 def model_like(model, **change):
@@ -127,7 +143,7 @@ def test_layers_in_groups_are_layers_one_by_one():
     x, t, _ = inputs(cfg)
     graphdef, layers = nnx.split(model.blocks)
     c, _ = model._condition(t, None)
-    tokens = model._add_positions(model.patch_embed(zj.models.embeddings.patchify(x, cfg.patch_size)))
+    tokens = model._add_positions(model.patch_embed(patchify(x, cfg.patch_size)))
     carry = (tokens, jnp.zeros_like(tokens))
     for i in range(cfg.depth):
         block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], layers))

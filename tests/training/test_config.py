@@ -25,7 +25,7 @@ def load(path):
 def test_every_config_is_valid_and_says_how_to_run_it(path):
     module = load(path)
     config = from_dict(module.get_config())
-    assert f"--config=configs/{path.name}" in module.__doc__
+    assert f"--config=configs/{path.name}" in str(module.__doc__)
     assert config.model.sample_shape == (*config.data.size, 3)
 
 

@@ -157,7 +157,7 @@ def test_weight_decay_is_for_linear_kernels_alone():
 def test_learning_rate_warms_up_and_falls():
     cfg = dataclasses.replace(CONFIG.optimizer, learning_rate=1.0, warmup_steps=4, schedule="cosine")
     schedule = learning_rate(cfg, 12)
-    rates = [float(schedule(n)) for n in range(13)]
+    rates = np.array([schedule(n) for n in range(13)])
     np.testing.assert_allclose(rates[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
     assert all(a > b for a, b in itertools.pairwise(rates[4:]))
     assert rates[12] == 0

@@ -9,7 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from zigma_jax.interop.torch_file import read_torch, write_torch
-from zigma_jax.interop.weights import check_shapes, config_from_dict, flat_parameters, model_from_parameters, parameter_shapes
+from zigma_jax.interop.weights import (
+    check_shapes,
+    config_from_dict,
+    flat_parameters,
+    model_from_parameters,
+    parameter_shapes,
+)
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
 

@@ -21,9 +21,7 @@ def per_sample_keys(key: Keys, batch: int) -> Key[Array, "b"]:
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     if key.shape != (batch,):
-        raise ValueError(
-            f"key holds keys of shape {key.shape}; give one key, or one for each of the {batch} samples"
-        )
+        raise ValueError(f"key holds keys of shape {key.shape}; give one key, or one for each of the {batch} samples")
     return key
 
 

@@ -184,20 +184,14 @@ class Interpolant:
         if self.prediction == "velocity":
             noise = (c.d_alpha * x - c.alpha * output) / c.wronskian
             return Fields(velocity=output, score=-noise / c.sigma, noise=noise)
-        score, noise = (
-            (output, -c.sigma * output) if self.prediction == "score" else (-output / c.sigma, output)
-        )
+        score, noise = (output, -c.sigma * output) if self.prediction == "score" else (-output / c.sigma, output)
         return Fields(velocity=c.growth * x + c.diffusivity * score, score=score, noise=noise)
 
-    def drift(
-        self, model_fn: ModelFn, x: Float[Floats, "b *shape"], t: Float[Floats, "b"]
-    ) -> Float[Array, "b *shape"]:
+    def drift(self, model_fn: ModelFn, x: Float[Floats, "b *shape"], t: Float[Floats, "b"]) -> Float[Array, "b *shape"]:
         """Velocity dx/dt of the probability-flow ODE, (b, ...)."""
         return self.fields(model_fn, x, t).velocity
 
-    def score(
-        self, model_fn: ModelFn, x: Float[Floats, "b *shape"], t: Float[Floats, "b"]
-    ) -> Float[Array, "b *shape"]:
+    def score(self, model_fn: ModelFn, x: Float[Floats, "b *shape"], t: Float[Floats, "b"]) -> Float[Array, "b *shape"]:
         """Gradient in x of the log density of x_t, (b, ...)."""
         return self.fields(model_fn, x, t).score
 
@@ -206,9 +200,7 @@ def evaluate(model_fn: ModelFn, x: Floats, t: Floats) -> Array:
     """model_fn(x, t) in at least float32; a ValueError if its shape is not x's."""
     output = model_fn(jnp.asarray(x), at_least_float32("t", t))
     if output.shape != x.shape:
-        raise ValueError(
-            f"model_fn returned shape {output.shape} for x of shape {x.shape}; they must be equal"
-        )
+        raise ValueError(f"model_fn returned shape {output.shape} for x of shape {x.shape}; they must be equal")
     return at_least_float32("the output of model_fn", output)
 
 
@@ -223,9 +215,7 @@ def at_least_float32(name: str, x: Any) -> Array:
 def check_time(t: Floats, x: Floats) -> None:
     """One time a sample."""
     if jnp.shape(t) != jnp.shape(x)[:1]:
-        raise ValueError(
-            f"t has shape {jnp.shape(t)}; for x of shape {jnp.shape(x)} it must be {jnp.shape(x)[:1]}"
-        )
+        raise ValueError(f"t has shape {jnp.shape(t)}; for x of shape {jnp.shape(x)} it must be {jnp.shape(x)[:1]}")
 
 
 def check_choice(name: str, value: object, allowed) -> None:

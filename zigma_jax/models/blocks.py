@@ -103,7 +103,7 @@ class Block(nnx.Module):
             self.modulation(jax.nn.silu(c)), self.modulation.out_features // x.shape[-1], axis=-1
         )
         x = x + gate[:, None] * self.mixer(modulate(x, shift, scale), orders)
-        if attention:
+        if attention and text is not None:
             shift, scale, gate = attention
             x = x + gate[:, None] * self.attention(modulate(self.norm_attention(x), shift, scale), text)
         return x, residual

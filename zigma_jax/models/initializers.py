@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 zeros = nnx.initializers.zeros_init()
-ones = nnx.initializers.ones_init()
 normal_002 = nnx.initializers.normal(0.02)
 xavier_uniform = nnx.initializers.xavier_uniform()
 

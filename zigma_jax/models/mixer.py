@@ -11,7 +11,6 @@ from zigma_kernels import GridPath, causal_conv, selective_scan
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.initializers import (
     log_arange,
-    ones,
     time_step_bias,
     torch_linear,
     torch_linear_scaled,
@@ -39,8 +38,8 @@ class SSM(nnx.Module):
             cfg.dt_rank, d, use_bias=False, dtype=dtype, kernel_init=uniform(cfg.dt_rank**-0.5), rngs=rngs
         )
         self.dt_bias = nnx.Param(dt_bias_init(params(), (d,)))
-        self.A_log = nnx.Param(log_arange(None, (d, n)))
-        self.D = nnx.Param(ones(None, (d,)))
+        self.A_log = nnx.Param(log_arange(params(), (d, n)))
+        self.D = nnx.Param(jnp.ones(d))
 
     def __call__(self, x: Float[Array, "b L d"], z: Float[Array, "b L d"], order: GridPath) -> Float[Array, "b L d"]:
         u = causal_conv(x, self.conv_kernel[...], self.conv_bias[...], order=order, activation="silu")

@@ -15,20 +15,21 @@ from ml_collections import config_dict
 
 from zigma_jax.training.config import RunConfig, require
 
+_SECTIONS: dict[str, Any] = {section.name: section.type for section in dataclasses.fields(RunConfig)}
 
-def default_config() -> config_dict.ConfigDict:
-    """The defaults of every field, to be changed by a config file and by flags.
+
+def default_config() -> Any:
+    """A ConfigDict with the defaults of every field, to be changed by a config file and by flags.
 
     The size of the samples is said once: `data.image_size` (a square), or `model.sample_shape`.
     """
-    config = config_dict.ConfigDict()
-    for section in dataclasses.fields(RunConfig):
-        config[section.name] = config_dict.ConfigDict()
-        for field in dataclasses.fields(section.type):
-            value = getattr(section.default, field.name)
-            if value is None:
-                value = config_dict.placeholder(_optional_type(field.type))
-            config[section.name][field.name] = value
+    defaults, fields = RunConfig(), {}
+    for name, section in _SECTIONS.items():
+        fields[name] = dataclasses.asdict(getattr(defaults, name))
+        for field in dataclasses.fields(section):
+            if fields[name][field.name] is None:
+                fields[name][field.name] = config_dict.placeholder(_optional_type(field.type))
+    config: Any = config_dict.ConfigDict(fields)
     config.model.sample_shape = config_dict.placeholder(tuple)
     config.data.image_size = config_dict.placeholder(int)
     return config.lock()
@@ -45,16 +46,15 @@ def from_dict(sections: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig
     Raises:
         ValueError: an unknown section or field, a value of the wrong type, or one that breaks its field's rule.
     """
-    known = {section.name: section.type for section in dataclasses.fields(RunConfig)}
     parsed = {}
     for name, fields in _with_sample_shape(sections).items():
-        _check_known(name, known, "")
-        types_ = {field.name: field.type for field in dataclasses.fields(known[name])}
+        _check_known(name, _SECTIONS, "")
+        types_ = {field.name: field.type for field in dataclasses.fields(_SECTIONS[name])}
         values = {}
         for field, value in dict(fields).items():
             _check_known(field, types_, f"{name}.")
             values[field] = _typed(value, types_[field], f"{name}.{field}")
-        parsed[name] = known[name](**values)
+        parsed[name] = _SECTIONS[name](**values)
     return RunConfig(**parsed)
 
 
@@ -63,14 +63,14 @@ def _with_sample_shape(sections: Mapping[str, Any] | config_dict.ConfigDict) -> 
     sections = {name: dict(fields) for name, fields in dict(sections).items()}
     data, model = sections.setdefault("data", {}), sections.setdefault("model", {})
     size, shape = data.pop("image_size", None), model.pop("sample_shape", None)
-    if size is None and shape is None:
+    if size is None and not shape:
         raise ValueError("config.data.image_size = None: give it, or model.sample_shape = (height, width, 3)")
-    if shape is None:
-        shape = (size, size, 3) if isinstance(size, int) else (*size, 3)
-    pixels = tuple(shape)[:2]
-    if size is not None and pixels != ((size, size) if isinstance(size, int) else tuple(size)):
+    asked = (size, size) if isinstance(size, int) else tuple(size or ())
+    shape = tuple(shape) if shape else (*asked, 3)
+    pixels = shape[:2]
+    if asked and pixels != asked:
         raise ValueError(
-            f"config.data.image_size = {size!r}: model.sample_shape = {tuple(shape)} says otherwise; give one of them"
+            f"config.data.image_size = {size!r}: model.sample_shape = {shape} says otherwise; give one of them"
         )
     require(
         len(shape) == 3 and shape[2] == 3,

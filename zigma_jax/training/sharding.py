@@ -1,5 +1,6 @@
 """Where arrays live: one mesh with axes ("data", "fsdp"), the batch over both, the state over "fsdp" by rule."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ BATCH = PartitionSpec(("data", "fsdp"))
 SMALLEST_DIVIDED = 2**14  # elements; below that, gathering costs more than the memory saved
 
 
-def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """All devices (of all processes) as a mesh of (devices / fsdp, fsdp).
 
     Raises:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Literal
 
 from flax import nnx
 
@@ -17,16 +16,14 @@ from zigma_jax.training.config import RunConfig
 from zigma_jax.training.files import write_atomically
 from zigma_jax.training.parse_config import from_dict
 
-Weights = Literal["ema", "raw"]
 
-
-def load_weights(source: Path, weights: Weights = "ema") -> tuple[ZigMa, RunConfig | None]:
+def load_weights(source: Path, weights: str = "ema") -> tuple[ZigMa, RunConfig | None]:
     """The model that `source` holds, and the configuration it was trained with if `source` is a workdir.
 
     Args:
         source: a workdir of `zigma_jax.train` (its newest sound checkpoint), an official .pt file, a
             .safetensors file, or a directory of bare orbax parameters as `save_weights` writes it.
-        weights: the averaged or the raw ones, where there are both.
+        weights: "ema" or "raw": the averaged or the last ones, where there are both.
 
     Raises:
         ValueError: `source` is none of these. CheckpointError: no sound checkpoint.

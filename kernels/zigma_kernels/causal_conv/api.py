@@ -73,9 +73,7 @@ def causal_conv(
 def _check(x, weight, bias, activation, initial_state, segments):
     b, _, d = x.shape
     if weight.ndim != 2 or weight.shape[1] != d or not 2 <= weight.shape[0] <= 4:
-        raise ValueError(
-            f"weight: expected shape (width, d) with width 2 to 4 and d = {d}, got {weight.shape}"
-        )
+        raise ValueError(f"weight: expected shape (width, d) with width 2 to 4 and d = {d}, got {weight.shape}")
     if bias is not None and bias.shape != (d,):
         raise ValueError(f"bias: expected shape (d,) = ({d},), got {bias.shape}")
     if activation not in ("silu", None):

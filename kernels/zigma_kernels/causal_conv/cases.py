@@ -62,8 +62,6 @@ _TIMED = (
     Case("small images", 64, 64, 384, bench=True),
     Case("small images, zigzag", 64, 64, 384, order=GridPath.zigzag((8, 8), (1, 0)), bench=True),
     Case("1024 tokens", 32, 1024, 1536, dtype="bfloat16", bench=True),
-    Case(
-        "1024 tokens, zigzag", 32, 1024, 1536, dtype="bfloat16", order=GridPath.zigzag((32, 32)), bench=True
-    ),
+    Case("1024 tokens, zigzag", 32, 1024, 1536, dtype="bfloat16", order=GridPath.zigzag((32, 32)), bench=True),
 )
 CASES: dict[str, Case] = {case.name: case for case in _TESTED + _TIMED}

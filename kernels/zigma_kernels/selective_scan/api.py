@@ -81,9 +81,7 @@ def selective_scan(
     state_shape = (b, d, n) if segments == 1 else (b, segments, d, n)
     D = jnp.zeros(d, state_dtype) if D is None else D
     dt_bias = jnp.zeros(d, state_dtype) if dt_bias is None else dt_bias
-    state = (
-        jnp.zeros(state_shape, state_dtype) if initial_state is None else initial_state.astype(state_dtype)
-    )
+    state = jnp.zeros(state_shape, state_dtype) if initial_state is None else initial_state.astype(state_dtype)
 
     arrays = vary_alike((u, dt, A, B, C, D, z, dt_bias, state))
     y, state = dispatch("selective_scan", IMPLEMENTATIONS, implementation, *arrays[:-1], order, arrays[-1])
@@ -106,6 +104,4 @@ def _check_shapes(u, dt, A, B, C, D, z, dt_bias, initial_state, segments):
         ("initial_state", initial_state, "(b, d, n)" if segments == 1 else "(b, segments, d, n)", state),
     ):
         if x is not None and x.shape != shape:
-            raise ValueError(
-                f"{name}: expected shape {axes} = {shape} for u {u.shape} and A {A.shape}, got {x.shape}"
-            )
+            raise ValueError(f"{name}: expected shape {axes} = {shape} for u {u.shape} and A {A.shape}, got {x.shape}")

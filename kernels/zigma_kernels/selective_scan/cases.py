@@ -89,9 +89,7 @@ _TIMED = (
     Case("one large image", 1, 4096, 1536, dtype="bfloat16", bench=True),
     Case("256 tokens", 64, 256, 1536, dtype="bfloat16", bench=True),
     Case("1024 tokens", 32, 1024, 1536, dtype="bfloat16", bench=True),
-    Case(
-        "1024 tokens, zigzag", 32, 1024, 1536, dtype="bfloat16", order=GridPath.zigzag((32, 32)), bench=True
-    ),
+    Case("1024 tokens, zigzag", 32, 1024, 1536, dtype="bfloat16", order=GridPath.zigzag((32, 32)), bench=True),
     Case("4096 tokens", 8, 4096, 1536, dtype="bfloat16", bench=True),
     Case("16384 tokens", 2, 16384, 1536, dtype="bfloat16", bench=True),
 )
