@@ -3,9 +3,10 @@
     python kernels/bench.py [--op selective_scan] [--case long] [--repeats 5] [--json bench.json]
 
 Prints for each case the time of the forward pass, and of forward and backward together (best of the repeats);
-the memory that the compiled forward and backward need beyond arguments and results, by XLA's account, in MiB
-and as a multiple of the input's bytes; and how many times faster than the slowest it is. `whole_sequence` is
-the usual scan in JAX, one `lax.associative_scan` over all tokens left to autodiff: for comparison alone.
+for the latter also the time of the host's processors, which other work on the machine disturbs less, and the
+memory that it needs beyond arguments and results, by XLA's account, in MiB and as a multiple of the input's
+bytes; and how many times faster than the slowest it is. `whole_sequence` is the usual scan in JAX, one
+`lax.associative_scan` over all tokens left to autodiff: for comparison alone.
 """
 
 import argparse
@@ -35,6 +36,7 @@ COLUMNS = {
     "implementation": "",
     "forward, ms": ".1f",
     "forward + backward, ms": ".1f",
+    "of processors, ms": ".1f",
     "extra memory, MiB": ".0f",
     "x input": ".1f",
     "speed-up": ".1f",
@@ -67,8 +69,8 @@ def ops():
     }
 
 
-def measure(function, case, repeats):
-    """(forward ms, forward and backward ms, extra bytes)"""
+def compiled(function, case):
+    """(run forward, run forward and backward, bytes the latter needs beyond arguments and results)"""
     args = jax.tree.map(jnp.asarray, case.arguments())
 
     def forward(args):
@@ -81,34 +83,34 @@ def measure(function, case, repeats):
     forward_only = jax.jit(forward).lower(args).compile()
     y = forward_only(args)
     together = jax.jit(both).lower(args, y).compile()
-    times = best(lambda: forward_only(args), repeats), best(lambda: together(args, y), repeats)
     memory = together.memory_analysis()
-    return *times, memory.temp_size_in_bytes if memory else float("nan")
+    extra = memory.temp_size_in_bytes if memory else float("nan")
+    return lambda: forward_only(args), lambda: together(args, y), extra
 
 
 def best(run, repeats):
-    """Milliseconds of the quickest run, after one to warm up."""
+    """Milliseconds of the quickest repeat, after one to warm up: by the clock, and of the processors."""
     times = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times[1:])
+        times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return [1e3 * min(each) for each in zip(*times[1:], strict=True)]
 
 
 def rows_of(case, functions, repeats, skipped):
     """One row for each implementation of a case; adds to `skipped` those that do not support it."""
+    shape = f"{case.batch} x {case.length} x {case.channels}"
+    input_bytes = case.batch * case.length * case.channels * jnp.dtype(case.dtype).itemsize
     rows = []
     for name, function in functions.items():
         try:
-            forward, together, extra = measure(function, case, repeats)
+            forward, both, extra = compiled(function, case)
         except NotImplementedError as reason:
             skipped.append(f"{case.name} by {name}: {reason}")
             continue
-        size = case.batch * case.length * case.channels
-        head = case.name, f"{case.batch} x {case.length} x {case.channels}", case.dtype, name
-        input_bytes = size * jnp.dtype(case.dtype).itemsize
-        rows.append([*head, forward, together, extra / 2**20, extra / input_bytes])
+        times = best(forward, repeats)[0], *best(both, repeats)
+        rows.append([case.name, shape, case.dtype, name, *times, extra / 2**20, extra / input_bytes])
     slowest = max((row[5] for row in rows), default=0)
     return [dict(zip(COLUMNS, [*row, slowest / row[5]], strict=True)) for row in rows]
 
