@@ -1,7 +1,23 @@
-"""ZigMa (Zigzag Mamba diffusion, arXiv 2403.13802) in JAX."""
+"""ZigMa (Zigzag Mamba diffusion, arXiv 2403.13802) in JAX: the model, its scan orders, interpolants and samplers."""
 
+from zigma_jax.interpolant import Interpolant, bits_per_dim, log_likelihood, sample_ode, sample_sde
 from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.orders import scan_orders
+from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.models.presets import presets
 from zigma_jax.models.zigma import ZigMa
+from zigma_jax.plotting import plot_orders
 
-__all__ = ["ZigMa", "ZigMaConfig", "presets"]
+__all__ = [
+    "Interpolant",
+    "ZigMa",
+    "ZigMaConfig",
+    "bits_per_dim",
+    "log_likelihood",
+    "parameter_table",
+    "plot_orders",
+    "presets",
+    "sample_ode",
+    "sample_sde",
+    "scan_orders",
+]

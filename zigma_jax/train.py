@@ -24,11 +24,12 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from zigma_jax.data.pipeline import Batch, make_dataset
+from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.files import write_atomically
-from zigma_jax.training.logging import MetricLogger, parameter_table
+from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.sampling import choose_labels, gather, make_sampler
@@ -119,7 +120,7 @@ def train(config: RunConfig, workdir: Path) -> bool:
         last = step == cfg.steps
         if step % config.checkpoint.every == 0 and not last:
             _save(checkpoints, logger, step, state, data, config)
-        if step % config.log.preview_every == 0 or last:
+        if step % config.log.preview_every == 0:
             _preview(draw, state.ema, config, workdir, step, logger)
     if previous is not None:
         _check_skipped(previous, step, config)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from zigma_jax.training.logging import MetricLogger, parameter_table
+from zigma_jax.models.parameter_table import parameter_table
+from zigma_jax.training.logging import MetricLogger
 
 
 def lines(workdir):

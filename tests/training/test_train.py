@@ -101,7 +101,8 @@ def test_a_run_leaves_what_it_says(tmp_path, data_dir):
     assert metrics(tmp_path)[-1].keys() >= {"loss", "grad_norm", "lr", "images_per_sec", "input_wait", "skipped"}
     previews = sorted(path.name for path in (tmp_path / "previews").iterdir())
     assert previews == ["0000003.png", "0000006.png", "latest.png"]
-    assert Image.open(tmp_path / "previews" / "latest.png").size == (22, 22)  # 2 × 2 samples of 8 px, gaps of 2
+    with Image.open(tmp_path / "previews" / "latest.png") as picture:
+        assert picture.size == (22, 22)  # 2 × 2 samples of 8 px, gaps of 2
     assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 6
     assert list((tmp_path / "tensorboard").iterdir())
 

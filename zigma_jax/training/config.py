@@ -105,7 +105,7 @@ class LogConfig:
 
     Attributes:
         every: steps between lines of metrics.jsonl and points in TensorBoard.
-        preview_every: steps between grids of samples from fixed noise; one more is drawn at the end.
+        preview_every: steps between grids of samples from fixed noise.
         preview_count: samples in such a grid.
         wandb_project: also log to this Weights & Biases project; empty logs to none.
     """
