@@ -1,4 +1,10 @@
-"""Cartoon faces in minutes on a laptop CPU: `python -m zigma_jax.train --config=configs/quickstart.py`."""
+"""Cartoon faces at 32 pixels, by hair or headwear: from nothing to pictures in minutes, on a laptop's CPU.
+
+    python -m zigma_jax.train --config=configs/quickstart.py
+
+Hardware: 2 CPU cores, 2 GB of memory. The model has 1.4 M parameters and 64 tokens; the faces are painted on first use.
+Time and result: see docs/training.md.
+"""
 
 from zigma_jax.training.parse_config import default_config
 
@@ -16,18 +22,20 @@ def get_config():
     config.model.num_classes = 20
     config.model.null_class = True
 
-    config.train.steps = 500
-    config.train.batch_size = 64
+    config.train.steps = 1500
+    config.train.batch_size = 32
+    config.train.cpu_devices = 2
+    config.train.accumulate = 4  # small parts stay in the cache
     config.train.label_dropout = 0.1
     config.train.ema_decay = 0.99
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
 
-    config.checkpoint.every = 250
+    config.checkpoint.every = 500
     config.log.every = 10
-    config.log.preview_every = 250
-    config.log.preview_count = 40
+    config.log.preview_every = 500
+    config.log.preview_count = 36
     config.sample.method = "heun"
     config.sample.steps = 20
     return config

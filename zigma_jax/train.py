@@ -11,6 +11,7 @@ Exit codes: 0 done; 1 an error, named on the last line; 143 stopped by SIGTERM, 
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -206,6 +207,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     with exit_with_errors():
         config = load_config(_CONFIG.value)
+        if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
         if _DISTRIBUTED.value:
             jax.distributed.initialize()
         workdir = Path(_WORKDIR.value or Path("runs") / _config_name())
