@@ -10,6 +10,7 @@ The same command again goes on from the last checkpoint. What a run leaves in it
 Exit codes: 0 done; 1 an error, named on the last line; 143 stopped by SIGTERM, checkpoint saved.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -50,6 +51,11 @@ def train(config: RunConfig, workdir: Path) -> bool:
 
     Returns False if SIGTERM stopped it before that, with a checkpoint saved.
     """
+    with contextlib.ExitStack() as resources:  # whatever happens, what was begun is written and closed
+        return _train(config, workdir, resources)
+
+
+def _train(config: RunConfig, workdir: Path, resources: contextlib.ExitStack) -> bool:
     cfg = config.train
 
     # ---- devices, data, model, optimiser
@@ -71,8 +77,8 @@ def train(config: RunConfig, workdir: Path) -> bool:
     draw = make_sampler(graphdef, config.interpolant, config.sample, mesh, cfg.seed)
 
     # ---- from the start, or from the last checkpoint
-    checkpoints = Checkpointer(
-        workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every or None
+    checkpoints = resources.enter_context(
+        Checkpointer(workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every or None)
     )
     if checkpoints.steps():
         state, extra, start = checkpoints.restore(abstract_state)
@@ -90,6 +96,7 @@ def train(config: RunConfig, workdir: Path) -> bool:
         wandb={"project": config.log.wandb_project} if config.log.wandb_project else None,
         config=to_dict(config),
     )
+    resources.callback(logger.close)
     logger.print(parameter_table(abstract_state.params))
     logger.print(
         f"{dataset.info.name}: {len(dataset):,} pictures ({dataset.info.licence})\n"
@@ -126,8 +133,6 @@ def train(config: RunConfig, workdir: Path) -> bool:
     if previous is not None:
         _check_skipped(previous, step, config)
     _save(checkpoints, logger, step, state, data, config)
-    checkpoints.close()
-    logger.close()
     return step == cfg.steps
 
 

@@ -1,6 +1,7 @@
 """The selective scan: every implementation against the reference in float64, and how it composes with JAX."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -248,7 +249,7 @@ def test_a_named_implementation_never_falls_back(monkeypatch):
 
     args = jax.tree.map(jnp.asarray, CASES["plain"].arguments())
     implementations = {"picky": unsupported, **IMPLEMENTATIONS}
-    monkeypatch.setattr("zigma_kernels.selective_scan.api.IMPLEMENTATIONS", implementations)
+    monkeypatch.setattr(sys.modules["zigma_kernels.selective_scan.api"], "IMPLEMENTATIONS", implementations)
     np.testing.assert_array_equal(selective_scan(**args), selective_scan(**args, implementation="xla"))
     monkeypatch.setitem(implementations, "xla", unused)
     with pytest.raises(NotImplementedError, match="states = 3"):

@@ -84,7 +84,7 @@ def test_presets_are_the_official_sizes():
 def test_every_kind_of_model(change):
     """Non-square samples; the output depends on the time; bfloat16 computes the same thing."""
     cfg = dataclasses.replace(TINY, **change)
-    model = make(cfg)
+    model = make(cfg, scale=0.1)
     x, t, y = inputs(cfg)
 
     def run(model):
@@ -97,7 +97,7 @@ def test_every_kind_of_model(change):
     out, at_other_times = run(model)
     assert out.shape == x.shape
     assert out.dtype == jnp.float32
-    assert not np.allclose(out, at_other_times, atol=1e-2)
+    assert not np.allclose(out, at_other_times, atol=1e-4)
 
     half, _ = run(model_like(model, dtype="bfloat16"))
     assert half.dtype == jnp.float32

@@ -134,7 +134,7 @@ def test_first_losses_of_the_quickstart_model(tmp_path, data_dir):
 
     config = importlib.import_module("configs.quickstart").get_config()
     config.data.name, config.data.data_dir = "avatars/tiny", str(data_dir)
-    config.train.batch_size, config.train.steps = 16, 3
+    config.train.batch_size, config.train.accumulate, config.train.steps = 16, 2, 3
     config.log.every = 1
     assert train(from_dict(config), tmp_path)
     losses = [line["loss"] for line in metrics(tmp_path)]

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from typing import Literal, get_args
 
-PosEmbed = Literal["none", "sincos", "learned", "per_layer"]
-Remat = Literal["none", "dots", "block"]
-Dtype = Literal["float32", "bfloat16"]
+CHOICES = {
+    "pos_embed": ("none", "sincos", "learned", "per_layer"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "dots", "block"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,8 @@ class ZigMaConfig:
         conv_width: taps of the causal convolution, 2 to 4.
         expand: inner width of the mixer over `hidden_size`.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0. Training only.
-        dtype: compute dtype of matrix products and activations. Parameters, the residual stream, norms and the
-            scan's state are float32 whatever it is.
+        dtype: compute dtype of matrix products and activations. Parameters, the residual stream, norms, the
+            scan's state and the output layer are float32 whatever it is.
         remat: what the backward pass recomputes: nothing, all but matrix products ("dots"), or whole blocks.
         scan_implementation: passed to `zigma_kernels.selective_scan`; None picks the fastest that fits.
 
@@ -45,7 +46,7 @@ class ZigMaConfig:
     depth: int = 24
     scan: str = "zigzag8"
     scan_seed: int = 0
-    pos_embed: PosEmbed = "learned"
+    pos_embed: str = "learned"
     temporal_pos_embed: bool = False
     num_classes: int = 0
     null_class: bool = False
@@ -54,8 +55,8 @@ class ZigMaConfig:
     conv_width: int = 4
     expand: int = 2
     drop_path_rate: float = 0.1
-    dtype: Dtype = "float32"
-    remat: Remat = "none"
+    dtype: str = "float32"
+    remat: str = "none"
     scan_implementation: str | None = None
 
     def __post_init__(self):
@@ -93,12 +94,8 @@ class ZigMaConfig:
             "needs a video sample_shape (frames, height, width, channels)",
         )
         require(0 <= self.drop_path_rate < 1, "drop_path_rate", "must be at least 0 and below 1")
-        for field, choices in (("pos_embed", PosEmbed), ("dtype", Dtype), ("remat", Remat)):
-            require(
-                getattr(self, field) in get_args(choices),
-                field,
-                f"must be one of {', '.join(get_args(choices))}",
-            )
+        for field, choices in CHOICES.items():
+            require(getattr(self, field) in choices, field, f"must be one of {', '.join(choices)}")
         require(
             self.pos_embed != "sincos" or self.hidden_size % 4 == 0,
             "hidden_size",

@@ -69,7 +69,7 @@ class ZigMa(nnx.Module):
         self.norm_out = nnx.LayerNorm(
             size, epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, rngs=rngs
         )
-        self.out = nnx.Linear(size, patch_values, dtype=dtype, kernel_init=torch_linear, bias_init=zeros, rngs=rngs)
+        self.out = nnx.Linear(size, patch_values, kernel_init=torch_linear, bias_init=zeros, rngs=rngs)
 
     def __call__(
         self,
@@ -103,7 +103,7 @@ class ZigMa(nnx.Module):
         branch = tokens if keep is None else tokens * keep[-1][:, None, None]
         residual = residual + branch.astype(jnp.float32)
         values = self.out(self.norm_out(self.norm(residual)))
-        return unpatchify(values.astype(jnp.float32), cfg.sample_shape, cfg.patch_size)
+        return unpatchify(values, cfg.sample_shape, cfg.patch_size)
 
     def _check(self, x, y):
         cfg = self.cfg
