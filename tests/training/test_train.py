@@ -94,26 +94,47 @@ def test_stopped_killed_and_resumed_is_the_same_run_to_the_bit(tmp_path, data_di
     np.testing.assert_array_equal(leaves(broken, 40)["step"], 40)
 
 
-def test_a_run_leaves_what_it_says(tmp_path, data_dir):
+def test_a_run_leaves_what_it_says_and_the_programs_use_it(tmp_path, data_dir):
     config = tiny_config(data_dir, log__preview_every=3)
-    assert train(config, tmp_path)
-    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    assert metrics(tmp_path)[-1].keys() >= {"loss", "grad_norm", "lr", "images_per_sec", "input_wait", "skipped"}
-    previews = sorted(path.name for path in (tmp_path / "previews").iterdir())
+    workdir = tmp_path / "run"
+    assert train(config, workdir)
+    assert [line["step"] for line in metrics(workdir)] == [1, 2, 3, 4, 5, 6]
+    assert metrics(workdir)[-1].keys() >= {"loss", "grad_norm", "lr", "images_per_sec", "input_wait", "skipped"}
+    previews = sorted(path.name for path in (workdir / "previews").iterdir())
     assert previews == ["0000003.png", "0000006.png", "latest.png"]
-    with Image.open(tmp_path / "previews" / "latest.png") as picture:
+    with Image.open(workdir / "previews" / "latest.png") as picture:
         assert picture.size == (22, 22)  # 2 × 2 samples of 8 px, gaps of 2
-    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 6
-    assert list((tmp_path / "tensorboard").iterdir())
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 6
+    assert list((workdir / "tensorboard").iterdir())
 
-    ema, from_run = load_weights(tmp_path, "ema")
-    raw, _ = load_weights(tmp_path, "raw")
+    ema, from_run = load_weights(workdir, "ema")
+    raw, _ = load_weights(workdir, "raw")
     assert from_run == config
     difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params_of(ema), params_of(raw))
     assert max(jax.tree.leaves(difference)) > 0
 
     with pytest.raises(ValueError, match=r"another model \(model.hidden_size differ\)"):
-        train(tiny_config(data_dir, model__hidden_size=32), tmp_path)
+        train(tiny_config(data_dir, model__hidden_size=32), workdir)
+
+    code, output = run_program("zigma_jax.sample", f"--source={workdir}", "--num=5", "--labels=3,7", "--batch=4")
+    assert code == 0, output
+    names = sorted(path.name for path in (workdir / "samples").iterdir())
+    assert names == [*(f"00000{i}.png" for i in range(5)), "grid.png", "samples.npz"]
+    with np.load(workdir / "samples" / "samples.npz") as file:
+        assert file["samples"].shape == (5, 8, 8, 3)
+        assert file["labels"].tolist() == [3, 7, 3, 7, 3]
+    code, output = run_program("zigma_jax.sample", f"--source={workdir}", "--method=rk4")
+    assert code == 1
+    assert "rk4" in output.splitlines()[-1]
+
+    code, output = run_program("zigma_jax.convert", f"--source={workdir}", f"--target={tmp_path}/a.pt")
+    assert code == 0, output
+    flags = tiny_flags(data_dir)
+    code, output = run_program("zigma_jax.convert", f"--source={tmp_path}/a.pt", f"--target={tmp_path}/tuned", *flags)
+    assert code == 0, output
+    for weights in ("ema", "raw"):
+        converted, _ = load_weights(tmp_path / "tuned", weights)
+        jax.tree.map(np.testing.assert_array_equal, params_of(converted), params_of(ema))
 
 
 def test_a_run_that_diverges_stops_and_keeps_a_finite_checkpoint(tmp_path, data_dir):
