@@ -2,8 +2,8 @@
 
     python -m zigma_jax.train --config=configs/quickstart.py
 
-Hardware: 2 CPU cores, 2 GB of memory. The model has 1.4 M parameters and 64 tokens; the faces are painted on first use.
-Time and result: see docs/training.md.
+Hardware: 2 CPU cores. The model has 1.4 M parameters and 64 tokens; the faces are painted on first use.
+Time: 8 minutes with the installation (2 cores of an AMD EPYC). Result: loss 0.16; the picture in the README.
 """
 
 from zigma_jax.training.parse_config import default_config

@@ -1,6 +1,6 @@
 """How far the quickstart's samples are from the faces it learned from: `python docs/quickstart_distance.py WORKDIR`.
 
-Fréchet distance of colours averaged over 4 × 4 pixels (192 features, values in [-1, 1]), of 2,000 pictures each,
+Fréchet distance of colours averaged over 4 × 4 pixels (192 features, values in [-1, 1]), of 1,000 pictures each,
 against the training set: other faces of the same set (the least there can be), samples, an untrained model's samples,
 and noise.
 """
@@ -16,10 +16,10 @@ from zigma_jax import ZigMa
 from zigma_jax.data.pipeline import one_pass
 from zigma_jax.metrics import Gaussian, frechet_distance
 from zigma_jax.training.sampling import batches, choose_labels, make_sampler
-from zigma_jax.training.sharding import make_mesh
+from zigma_jax.training.sharding import make_mesh, replicated
 from zigma_jax.training.weights import load_weights, params_of
 
-COUNT, BATCH = 2000, 100
+COUNT, BATCH = 1000, 100
 
 
 def statistics(pictures: np.ndarray) -> Gaussian:
@@ -28,12 +28,15 @@ def statistics(pictures: np.ndarray) -> Gaussian:
 
 
 def main(workdir: Path) -> None:
+    jax.config.update("jax_num_cpu_devices", 2)
     model, config = load_weights(workdir)
     assert config is not None
-    draw = make_sampler(nnx.graphdef(model), config.interpolant, config.sample, make_mesh(), seed=1)
+    mesh = make_mesh()
+    draw = make_sampler(nnx.graphdef(model), config.interpolant, config.sample, mesh, seed=1)
 
     def samples(of: ZigMa) -> np.ndarray:
-        parts = [draw(params_of(of), i, choose_labels(model.cfg, i)) for i, _ in batches(COUNT, BATCH)]
+        params = jax.device_put(params_of(of), replicated(mesh))
+        parts = [draw(params, i, choose_labels(model.cfg, i)) for i, _ in batches(COUNT, BATCH)]
         return np.concatenate([np.asarray(part) for part in parts])
 
     first = np.concatenate([batch["image"] for batch in one_pass(config.data, batch_size=BATCH, limit=2 * COUNT)])

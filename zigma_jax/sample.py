@@ -20,7 +20,7 @@ from zigma_jax.programs import exit_with_errors, parse_flags
 from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.preview import make_grid, save_animation, save_png, to_rgb
 from zigma_jax.training.sampling import batches, choose_labels, gather, make_sampler
-from zigma_jax.training.sharding import make_mesh
+from zigma_jax.training.sharding import make_mesh, replicated
 from zigma_jax.training.weights import load_weights, params_of
 
 _SOURCE = flags.DEFINE_string("source", None, "Workdir, .pt, .safetensors or directory of orbax parameters.")
@@ -61,8 +61,9 @@ def sample(source: Path) -> None:
 
     devices = jax.device_count()
     batch_size = -(-min(_BATCH.value, _NUM.value) // devices) * devices
-    draw = make_sampler(nnx.graphdef(model), interpolant, cfg, make_mesh(), _SEED.value)
-    params, samples, labels = params_of(model), [], []
+    mesh = make_mesh()
+    draw = make_sampler(nnx.graphdef(model), interpolant, cfg, mesh, _SEED.value)
+    params, samples, labels = jax.device_put(params_of(model), replicated(mesh)), [], []
     with tqdm(total=_NUM.value, unit="sample", desc=cfg.method) as bar:
         for indices, count in batches(_NUM.value, batch_size):
             y = choose_labels(model.cfg, indices, wanted)

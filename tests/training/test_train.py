@@ -20,7 +20,8 @@ from zigma_jax.training.weights import load_weights, params_of
 
 
 def start_program(*arguments):
-    environment = os.environ | {"PYTHONPATH": ".:kernels", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    flags = "--xla_force_host_platform_device_count=2"  # so that what is left on one device shows
+    environment = os.environ | {"PYTHONPATH": ".:kernels", "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

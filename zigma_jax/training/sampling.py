@@ -22,6 +22,8 @@ Sampler = Callable[[Params, Int[np.ndarray, " n"], Int[np.ndarray, " n"] | None]
 def make_sampler(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh, seed: int) -> Sampler:
     """A function `(params, indices (n,), labels (n,) | None) -> samples (n, …)`, float32, spread over the mesh.
 
+    The parameters have to be on the mesh, too.
+
     Sample i starts from noise drawn from (seed, i) alone: batch size and device count never change it. The
     function compiles once for each n, which the number of devices must divide.
     """
