@@ -9,7 +9,7 @@ The whole path on another set and any machine:
     python -m zigma_jax.train --config=configs/celeba.py --config.data.name=avatars --config.train.steps=2
 
 Hardware: one 80 GB GPU; 135 M parameters, 1024 tokens, bfloat16.
-Time and result: not measured yet. Only the path with avatars was run, on a CPU.
+Time and result: not measured yet. Only the last command was run: two steps on two CPU cores took 2 min 25 s in all.
 """
 
 from zigma_jax.training.parse_config import default_config

@@ -222,8 +222,9 @@ def main(argv: list[str]) -> None:
     if not finished:
         print(f"SIGTERM: a checkpoint is in {workdir}/checkpoints; the same command goes on from it.")
         sys.exit(PREEMPTED)
+    pictures = f"pictures in {workdir}/previews, " if (workdir / "previews").exists() else ""
     print(
-        f"done: pictures in {workdir}/previews, checkpoints in {workdir}/checkpoints. More samples:\n"
+        f"done: {pictures}checkpoints in {workdir}/checkpoints. More samples:\n"
         f"  python -m zigma_jax.sample --source={workdir} --num=64"
     )
 
