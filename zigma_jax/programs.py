@@ -32,8 +32,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        given = [argument for argument in argv if argument.startswith("--config.")]
-        sys.exit(f"error: {' '.join(given)}: the configuration has no field {str(error).strip(chr(39) + chr(34))}")
+        reason: object = error
+        while isinstance(reason, Exception):  # ml_collections raises an error that holds the error
+            reason = reason.args[0]
+        given = " ".join(argument for argument in argv if argument.startswith("--config."))
+        sys.exit(f"error: {given}: the configuration has no field {' '.join(str(reason).split())}")
     except flags.Error as error:
         sys.exit(f"error: {error}")
 
