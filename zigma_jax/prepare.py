@@ -9,6 +9,7 @@ import numpy as np
 from absl import app, flags
 
 from zigma_jax.data import images, sources
+from zigma_jax.training.preview import make_grid, save_png
 
 _NAME = flags.DEFINE_string("name", "avatars", "avatars, emoji, folder, or an image set of TFDS (celeb_a, …).")
 _DATA_DIR = flags.DEFINE_string(
@@ -52,7 +53,7 @@ def write_preview(source: sources.Source, path: Path, pixels: int, count: int = 
     if not pictures:
         raise SystemExit(f"error: none of the first {count} records of {source.info.name} can be read")
     path.parent.mkdir(parents=True, exist_ok=True)
-    images.grid(np.stack(pictures), columns=16 if len(pictures) > 32 else 8).save(path)
+    save_png(path, make_grid(images.to_float(np.stack(pictures)), columns=16 if len(pictures) > 32 else 8))
 
 
 if __name__ == "__main__":

@@ -112,9 +112,3 @@ def test_float_and_back_is_the_identity_on_every_level():
     assert floats.dtype == np.float32
     assert (floats.min(), floats.max()) == (-1, 1)
     np.testing.assert_array_equal(images.to_uint8(floats), levels)
-
-
-def test_a_grid_is_filled_row_by_row():
-    pixels = np.arange(3, dtype=np.uint8).repeat(12).reshape(3, 2, 2, 3)
-    sheet = np.asarray(images.grid(pixels, columns=2))[..., 0]
-    assert sheet.tolist() == [[0, 0, 1, 1]] * 2 + [[2, 2, 255, 255]] * 2

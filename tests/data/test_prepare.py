@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.data.pictures import picture, write
 from zigma_jax import prepare
+from zigma_jax.training.preview import GAP
 
 
 def run(**options) -> None:
@@ -25,7 +26,7 @@ def test_it_says_what_there_is_and_draws_a_sheet(data_dir, tmp_path, capsys):
     assert "classes: 20, captions" in printed
     assert "licence: MIT" in printed
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
-        assert sheet.size == (16 * 32, 4 * 32)
+        assert sheet.size == (16 * (32 + GAP) + GAP, 4 * (32 + GAP) + GAP)
 
 
 def test_it_names_unreadable_pictures_and_draws_the_others(data_dir, tmp_path, capsys):

@@ -57,13 +57,3 @@ def to_float(pixels: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w
 def to_uint8(pixels: Float[np.ndarray, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w 3"]:
     """[-1, 1] -> 0 … 255, rounded, with what lies outside clipped: the inverse of `to_float`."""
     return np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def grid(pixels: UInt8[np.ndarray, "b h w 3"], columns: int) -> Image.Image:
-    """Pictures side by side, row by row; places left over are white."""
-    b, h, w, _ = pixels.shape
-    rows = -(-b // columns)
-    sheet = Image.new("RGB", (columns * w, rows * h), "white")
-    for i, picture in enumerate(pixels):
-        sheet.paste(Image.fromarray(picture), (i % columns * w, i // columns * h))
-    return sheet
