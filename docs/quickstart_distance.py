@@ -37,7 +37,7 @@ def main(workdir: Path) -> None:
     def samples(of: ZigMa) -> np.ndarray:
         params = jax.device_put(params_of(of), replicated(mesh))
         parts = [draw(params, i, choose_labels(model.cfg, i)) for i, _ in batches(COUNT, BATCH)]
-        return np.concatenate([np.asarray(part) for part in parts])
+        return np.concatenate(parts)
 
     first = np.concatenate([batch["image"] for batch in one_pass(config.data, batch_size=BATCH, limit=2 * COUNT)])
     real = statistics(first[:COUNT])

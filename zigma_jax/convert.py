@@ -9,7 +9,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 
 from zigma_jax.data.pipeline import make_dataset
@@ -58,8 +57,8 @@ def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
     stored = {name: {"shape": leaf.shape, "dtype": str(leaf.dtype)} for name, leaf in flatten(params).items()}
     check_same_model(flatten(abstract_state.params), stored, workdir, partial=False)
     state = init_state()
-    place = lambda params: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)  # noqa: E731
-    state = dataclasses.replace(state, params=place(params), ema=place(jax.tree.map(jnp.copy, params)))
+    params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
+    state = dataclasses.replace(state, params=params, ema=params)
     data = iter(make_dataset(config.data, global_batch=config.train.batch_size, seed=config.train.seed))
     with Checkpointer(workdir / "checkpoints") as checkpoints:
         checkpoints.save(0, state, {"config": to_dict(config), "data": data.get_state()})

@@ -19,7 +19,7 @@ from zigma_jax.interpolant import Interpolant
 from zigma_jax.programs import exit_with_errors, parse_flags
 from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.preview import make_grid, save_animation, save_png, to_rgb
-from zigma_jax.training.sampling import batches, choose_labels, gather, make_sampler
+from zigma_jax.training.sampling import batches, choose_labels, make_sampler
 from zigma_jax.training.sharding import make_mesh, replicated
 from zigma_jax.training.weights import load_weights, params_of
 
@@ -59,15 +59,13 @@ def sample(source: Path) -> None:
     except ValueError as error:
         raise ValueError(f"--labels={','.join(_LABELS.value)}: must be whole numbers") from error
 
-    devices = jax.device_count()
-    batch_size = -(-min(_BATCH.value, _NUM.value) // devices) * devices
     mesh = make_mesh()
     draw = make_sampler(nnx.graphdef(model), interpolant, cfg, mesh, _SEED.value)
     params, samples, labels = jax.device_put(params_of(model), replicated(mesh)), [], []
     with tqdm(total=_NUM.value, unit="sample", desc=cfg.method) as bar:
-        for indices, count in batches(_NUM.value, batch_size):
+        for indices, count in batches(_NUM.value, min(_BATCH.value, _NUM.value)):
             y = choose_labels(model.cfg, indices, wanted)
-            samples.append(gather(draw(params, indices, y))[:count])
+            samples.append(draw(params, indices, y)[:count])
             labels += [] if y is None else [y[:count]]
             bar.update(count)
     if jax.process_index() == 0:

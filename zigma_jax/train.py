@@ -34,7 +34,7 @@ from zigma_jax.training.files import write_atomically
 from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.preview import make_grid, save_png
-from zigma_jax.training.sampling import choose_labels, gather, make_sampler
+from zigma_jax.training.sampling import choose_labels, make_sampler
 from zigma_jax.training.sharding import batch_sharding, check_batch, make_mesh
 from zigma_jax.training.state import make_optimizer, make_state
 from zigma_jax.training.step import make_train_step
@@ -125,8 +125,7 @@ def _train(config: RunConfig, workdir: Path, resources: contextlib.ExitStack) ->
             _check_skipped(previous, step - 1, config)
         previous = metrics
 
-        last = step == cfg.steps
-        if step % config.checkpoint.every == 0 and not last:
+        if step % config.checkpoint.every == 0 and step < cfg.steps:
             _save(checkpoints, logger, step, state, data, config)
         if step % config.log.preview_every == 0:
             _preview(draw, state.ema, config, workdir, step, logger)
@@ -163,10 +162,8 @@ def _save(checkpoints: Checkpointer, logger: MetricLogger, step: int, state, dat
 
 def _preview(draw, params, config: RunConfig, workdir: Path, step: int, logger: MetricLogger) -> None:
     """Draws the preview's samples and writes them as a grid."""
-    devices = jax.device_count()
-    count = config.log.preview_count
-    indices = np.arange(-(-count // devices) * devices)
-    grid = make_grid(gather(draw(params, indices, choose_labels(config.model, indices)))[:count])
+    indices = np.arange(config.log.preview_count)
+    grid = make_grid(draw(params, indices, choose_labels(config.model, indices)))
     if jax.process_index() == 0:
         save_png(workdir / "previews" / f"{step:07d}.png", grid)
         save_png(workdir / "previews" / "latest.png", grid)

@@ -131,15 +131,15 @@ _TENSORS: dict[str, tuple[str, _Convert]] = {
     "blocks.mixer.out_proj.kernel": ("blocks.{layer}.mixer.out_proj.weight", _LINEAR),
     **{
         f"blocks.mixer.{ssm}.{ours}": (f"blocks.{{layer}}.mixer.{official}", convert)
-        for ssm, b, _b in (("ssm", "", ""), ("ssm_reverse", "_b", "_b"))
+        for ssm, b in (("ssm", ""), ("ssm_reverse", "_b"))
         for ours, official, convert in (
             ("A_log", f"A{b}_log", _SAME),
             ("D", f"D{b}", _SAME),
-            ("conv_kernel", f"conv1d{_b}.weight", _CONV),
-            ("conv_bias", f"conv1d{_b}.bias", _SAME),
-            ("x_proj.kernel", f"x_proj{_b}.weight", _LINEAR),
-            ("dt_proj.kernel", f"dt_proj{_b}.weight", _LINEAR),
-            ("dt_bias", f"dt_proj{_b}.bias", _SAME),
+            ("conv_kernel", f"conv1d{b}.weight", _CONV),
+            ("conv_bias", f"conv1d{b}.bias", _SAME),
+            ("x_proj.kernel", f"x_proj{b}.weight", _LINEAR),
+            ("dt_proj.kernel", f"dt_proj{b}.weight", _LINEAR),
+            ("dt_bias", f"dt_proj{b}.bias", _SAME),
         )
     },
     "blocks.norm.scale": ("blocks.{layer}.norm.weight", _SAME),

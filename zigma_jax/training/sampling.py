@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,16 +15,14 @@ from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.sharding import batch_sharding
 from zigma_jax.training.state import Params
 
-Sampler = Callable[[Params, Int[np.ndarray, " n"], Int[np.ndarray, " n"] | None], Float[Array, "n ..."]]
+Sampler = Callable[[Params, Int[np.ndarray, " n"], Int[np.ndarray, " n"] | None], Float[np.ndarray, "n ..."]]
 
 
 def make_sampler(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh, seed: int) -> Sampler:
-    """A function `(params, indices (n,), labels (n,) | None) -> samples (n, …)`, float32, spread over the mesh.
+    """A function `(params, indices (n,), labels (n,) | None) -> samples (n, …)`, float32, on every host.
 
-    The parameters have to be on the mesh, too.
-
-    Sample i starts from noise drawn from (seed, i) alone: batch size and device count never change it. The
-    function compiles once for each n, which the number of devices must divide.
+    The work is spread over the mesh, on which the parameters have to be. Sample i starts from noise drawn from
+    (seed, i) alone: batch size and device count never change it. The function compiles once for each n.
     """
     sharding = batch_sharding(mesh)
 
@@ -44,11 +41,15 @@ def make_sampler(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mes
             rtol=cfg.rtol,
         )
 
-    def on_devices(params, indices, labels=None):
-        place = lambda a: jax.device_put(np.asarray(a, np.int32), sharding)  # noqa: E731
-        return sample(params, place(indices), None if labels is None else place(labels))
+    def place(values):
+        """On the mesh, filled up so that every device has as many."""
+        return jax.device_put(np.resize(values, -(-len(values) // mesh.size) * mesh.size).astype(np.int32), sharding)
 
-    return on_devices
+    def on_mesh(params, indices, labels=None):
+        samples = sample(params, place(indices), None if labels is None else place(labels))
+        return _gather(samples)[: len(indices)]
+
+    return on_mesh
 
 
 def batches(count: int, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " n"], int]]:
@@ -75,10 +76,10 @@ def choose_labels(
     return np.asarray(labels or range(model.num_classes), np.int32)[indices % (len(labels) or model.num_classes)]
 
 
-def gather(samples: Float[Array, "n ..."]) -> Float[np.ndarray, "n ..."]:
+def _gather(samples: Float[Array, "n ..."]) -> Float[np.ndarray, "n ..."]:
     """All samples on this host, from all processes."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         samples = multihost_utils.process_allgather(samples, tiled=True)
-    return np.asarray(jnp.asarray(samples))
+    return np.asarray(samples)
