@@ -1,0 +1,261 @@
+"""What a Mosaic GPU kernel with one channel a lane needs beyond jax.numpy: a few lines of PTX, each as a function.
+
+A *lane array* is a (128,) array of which each of the 128 threads of a block holds one element. Values that all
+lanes of a warp share (B and C of a token, say) are lane arrays too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax._src.lib.mlir import ir  # noqa: TID251
+from jax._src.lib.mlir.dialects import arith, gpu, llvm, memref, vector
+from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+LANES = 128
+LAYOUT = plgpu.Layout.WG_STRIDED((LANES,), 1)
+
+
+def row(ref: Any) -> Array:
+    """A (128,) row of shared or global memory as a lane array."""
+    return plgpu.load(ref, layout=LAYOUT)
+
+
+def zeros() -> Array:
+    return plgpu.layout_cast(jnp.zeros((LANES,), jnp.float32), LAYOUT)
+
+
+def _type(dtype):
+    return plgpu.ShapeDtypeStruct((LANES,), dtype, layout=LAYOUT)
+
+
+def _scalar(array):
+    """The element that this thread holds."""
+    return vector.extract(array.registers.flat[0], [], [0])
+
+
+def _lane_array(scalar):
+    register = vector.broadcast(ir.VectorType.get((1,), scalar.type), scalar)
+    layout = mgpu.WGStridedFragLayout((LANES,), 1)
+    signed = False if isinstance(scalar.type, ir.IntegerType) else None
+    return mgpu.FragmentedArray(_registers=np.array([register], dtype=object), _layout=layout, _is_signed=signed)
+
+
+def _i32(value):
+    return arith.constant(ir.IntegerType.get_signless(32), value)
+
+
+def _thread():
+    return arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
+
+
+def _address(ref, offset, dtype):
+    """Pointer to the element `offset` (i32) of a contiguous ref."""
+    return mgpu.utils.getelementptr(mgpu.utils.memref_ptr(ref), [offset], dtype)
+
+
+def own_column(ref: Any) -> Array:
+    """From a (32,) row of global memory: lane i of every warp gets element i."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=_type(jnp.float32))
+    def load(_, ref):
+        f32 = ir.F32Type.get()
+        return _lane_array(llvm.load(f32, _address(ref, arith.remui(_thread(), _i32(32)), f32)))
+
+    return load(ref)
+
+
+def shared_by_warp(ref: Any, count: int) -> list[Array]:
+    """The first `count` floats of the warp's own 32 in a (128,) row of shared memory, each as a lane array."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(jnp.float32)] * count)
+    def load(_, ref):
+        f32 = ir.F32Type.get()
+        four = ir.VectorType.get((4,), f32)
+        start = _address(ref, arith.muli(arith.divui(_thread(), _i32(32)), _i32(32)), f32)
+        values = []
+        for i in range(0, count, 4):
+            loaded = llvm.load(four, mgpu.utils.getelementptr(start, [i], f32), alignment=16)
+            values += [_lane_array(vector.extract(loaded, [], [j])) for j in range(4)]
+        return values
+
+    return load(ref)
+
+
+def sync_warp() -> None:
+    """What the lanes of a warp wrote to shared memory before is seen by all of them after."""
+
+    @plgpu.inline_mgpu()
+    def sync(_):
+        mgpu.utils.warp_barrier()
+
+    sync()
+
+
+def put_words(ref: Any, words: Sequence[Array]) -> None:
+    """Keeps 32-bit lane arrays, a multiple of 4, in shared memory (len(words) // 4, 128, 4), each lane its own."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), [LAYOUT] * len(words)))
+    def store(_, ref, words):
+        element = words[0].mlir_dtype
+        four = ir.VectorType.get((4,), element)
+        start = _address(ref, arith.muli(_thread(), _i32(4)), element)
+        for i in range(0, len(words), 4):
+            value = vector.from_elements(four, [_scalar(word) for word in words[i : i + 4]])
+            llvm.store(value, mgpu.utils.getelementptr(start, [i * LANES], element), alignment=16)
+
+    store(ref, list(words))
+
+
+def get_words(ref: Any, count: int, dtype: Any) -> list[Array]:
+    """What this lane put there."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(dtype)] * count)
+    def load(_, ref):
+        element = mgpu.utils.dtype_to_ir_type(jnp.dtype(dtype))
+        four = ir.VectorType.get((4,), element)
+        start = _address(ref, arith.muli(_thread(), _i32(4)), element)
+        values = []
+        for i in range(0, count, 4):
+            loaded = llvm.load(four, mgpu.utils.getelementptr(start, [i * LANES], element), alignment=16)
+            values += [_lane_array(vector.extract(loaded, [], [j])) for j in range(4)]
+        return values
+
+    return load(ref)
+
+
+def pack(values: Sequence[Array]) -> list[Array]:
+    """Float32 lane arrays, an even number, as half as many words of two bfloat16."""
+
+    @plgpu.inline_mgpu(arg_types=([LAYOUT] * len(values),), return_type=[_type(jnp.int32)] * (len(values) // 2))
+    def packed(_, values):
+        i32 = ir.IntegerType.get_signless(32)
+        pairs = zip(values[::2], values[1::2], strict=True)
+        ptx = "cvt.rn.bf16x2.f32 $0, $1, $2;"
+        return [_signed(mgpu.utils.inline_ptx(ptx, _scalar(y), _scalar(x), result_types=i32)) for x, y in pairs]
+
+    return packed(list(values))
+
+
+def _signed(scalar):
+    array = _lane_array(scalar)
+    return mgpu.FragmentedArray(_registers=array.registers, _layout=array.layout, _is_signed=True)
+
+
+def unpack(words: Sequence[Array]) -> list[Array]:
+    """The inverse of `pack`."""
+
+    @plgpu.inline_mgpu(arg_types=([LAYOUT] * len(words),), return_type=[_type(jnp.float32)] * (2 * len(words)))
+    def unpacked(_, words):
+        f32 = ir.F32Type.get()
+        values = []
+        for word in map(_scalar, words):
+            values.append(_lane_array(arith.bitcast(f32, arith.shli(word, _i32(16)))))
+            values.append(_lane_array(arith.bitcast(f32, arith.andi(word, _i32(-(1 << 16))))))
+        return values
+
+    return unpacked(list(words))
+
+
+def put_group_sums(ref: Any, values: Sequence[Array], exact: bool) -> None:
+    """Adds up each of 16 lane arrays over groups of 4 lanes, on the tensor cores: one token of `fold_group_sums`.
+
+    ref: (4, 128) in shared memory; warp w keeps in its row, at 16 g + k, the sum of array k over its lanes
+    4 g ... 4 g + 3.
+
+    mma.sync multiplies A (16 x 8) by B (8 x 8). Four of the arrays are A: lane 4 g + i holds its elements
+    (g, i), (g + 8, i), (g, i + 4) and (g + 8, i + 4). A B that is 1 in column 2 m at rows 0 ... 3, and in column
+    2 m + 1 at rows 4 ... 7, makes columns 2 m and 2 m + 1 of the product their sums; four such products, one on
+    top of the other, fill its 8 columns, and leave lane 4 g + i with the sums of arrays 4 i ... 4 i + 3.
+    Tensor cores read float32 as TF32, 10 bits of mantissa: with `exact` they are given the rest in a second product.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), [LAYOUT] * len(values)))
+    def reduce(_, ref, values):
+        f32, i32 = ir.F32Type.get(), ir.IntegerType.get_signless(32)
+        lane = arith.remui(_thread(), _i32(32))
+
+        def in_column(column):
+            here = arith.cmpi(arith.CmpIPredicate.eq, arith.divui(lane, _i32(4)), _i32(column))
+            return arith.select(here, _i32(0x3F800000), _i32(0))  # 1.0, 0.0
+
+        def parts(x):
+            """x as TF32 numbers that add up to it."""
+            if not exact:
+                return [arith.bitcast(i32, x)]
+            high = arith.andi(arith.bitcast(i32, x), _i32(-(1 << 13)))
+            return [high, arith.bitcast(i32, arith.subf(x, arith.bitcast(f32, high)))]
+
+        ptx = (
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+            "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+        )
+        acc = [arith.constant(f32, 0.0)] * 4
+        for m in range(4):
+            ones = [in_column(2 * m), in_column(2 * m + 1)]
+            four = [parts(_scalar(values[4 * m + k])) for k in (0, 2, 1, 3)]
+            for a in zip(*four, strict=True):
+                acc = mgpu.utils.inline_ptx(ptx, *a, *ones, *acc, result_types=[f32] * 4, convergent=True)
+        value = vector.from_elements(ir.VectorType.get((4,), f32), acc)
+        llvm.store(value, _address(ref, arith.muli(_thread(), _i32(4)), f32), alignment=16)
+
+    reduce(ref, list(values))
+
+
+def fold_group_sums(ref: Any, sums: Any) -> None:
+    """What `put_group_sums` has in `ref` (2, 4, 128) for two tokens, added up over each warp.
+
+    sums: (2, 128) in shared memory, or a view that starts 16 later: warp w keeps 16 totals at 32 w of each row.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))
+    def fold(_, ref, sums):
+        f32 = ir.F32Type.get()
+        lane, warp = arith.remui(_thread(), _i32(32)), arith.divui(_thread(), _i32(32))
+        token, k = arith.divui(lane, _i32(16)), arith.remui(lane, _i32(16))
+        start = arith.addi(arith.muli(token, _i32(4 * LANES)), arith.muli(warp, _i32(LANES)))
+        base = _address(ref, start, f32)
+        total = None
+        for g in range(8):  # the two half-warps read different groups at a time: other banks of shared memory
+            own = arith.addi(arith.muli(arith.xori(token, _i32(g)), _i32(16)), k)
+            part = llvm.load(f32, mgpu.utils.getelementptr(base, [own], f32))
+            total = part if total is None else arith.addf(total, part)
+        at = arith.addi(arith.muli(token, _i32(LANES)), arith.addi(arith.muli(warp, _i32(32)), k))
+        llvm.store(total, _address(sums, at, f32))
+
+    fold(ref, sums)
+
+
+def add_warps(sums: Any, out: Any, rows: Sequence[Any]) -> None:
+    """Adds up what the four warps have in (4, 128) shared rows of `sums`; warp w writes the 32 totals of row w.
+
+    out: (L, 32) in global memory; rows: of that, the four to be written, int32.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), [plgpu.Layout.WG_SPLAT(())] * 4))
+    def add(_, sums, out, rows):
+        f32 = ir.F32Type.get()
+        lane, warp = arith.remui(_thread(), _i32(32)), arith.divui(_thread(), _i32(32))
+        start = _address(sums, arith.addi(arith.muli(warp, _i32(LANES)), lane), f32)
+        parts = [llvm.load(f32, mgpu.utils.getelementptr(start, [32 * w], f32)) for w in range(4)]
+        total = arith.addf(arith.addf(parts[0], parts[1]), arith.addf(parts[2], parts[3]))
+        rows = [r.registers.flat[0] for r in rows]
+        row = rows[3]
+        for w in range(3):
+            row = arith.select(arith.cmpi(arith.CmpIPredicate.eq, warp, _i32(w)), rows[w], row)
+        index = ir.IndexType.get()
+        memref.store(total, out, [arith.index_cast(index, row), arith.index_cast(index, lane)])
+
+    add(sums, out, list(rows))
+
+
+def sync_block() -> None:
+    @plgpu.inline_mgpu()
+    def sync(_):
+        mgpu.utils.warpgroup_barrier()
+
+    sync()
