@@ -49,8 +49,10 @@ def _i32(value):
     return arith.constant(ir.IntegerType.get_signless(32), value)
 
 
-def _thread():
-    return arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
+def _thread(warpgroups=1):
+    """Number of this thread in its warpgroup, or in a block of several."""
+    thread = arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
+    return arith.remui(thread, _i32(LANES)) if warpgroups == 1 else thread
 
 
 def _address(ref, offset, dtype):
@@ -58,25 +60,39 @@ def _address(ref, offset, dtype):
     return mgpu.utils.getelementptr(mgpu.utils.memref_ptr(ref), [offset], dtype)
 
 
-def own_column(ref: Any) -> Array:
-    """From a (32,) row of global memory: lane i of every warp gets element i."""
+def rows_of_warps(ref: Any, rows: Sequence[Any]) -> Array:
+    """Four rows of 32 numbers of `ref` (L, 32), in global memory: warp w gets row `rows[w]`, a number a lane."""
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=_type(jnp.float32))
-    def load(_, ref):
-        f32 = ir.F32Type.get()
-        return _lane_array(llvm.load(f32, _address(ref, arith.remui(_thread(), _i32(32)), f32)))
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.RefType(), [plgpu.Layout.WG_SPLAT(())] * 4), return_type=_type(jnp.float32)
+    )
+    def load(_, ref, rows):
+        index = ir.IndexType.get()
+        lane = arith.remui(_thread(), _i32(32))
+        row = _by_warp([r.registers.flat[0] for r in rows])
+        return _lane_array(memref.load(ref, [arith.index_cast(index, row), arith.index_cast(index, lane)]))
 
-    return load(ref)
+    return load(ref, list(rows))
 
 
-def shared_by_warp(ref: Any, count: int) -> list[Array]:
-    """The first `count` floats of the warp's own 32 in a (128,) row of shared memory, each as a lane array."""
+def _by_warp(values):
+    """values[w] in warp w."""
+    warp = arith.divui(_thread(), _i32(32))
+    value = values[-1]
+    for w, other in enumerate(values[:-1]):
+        value = arith.select(arith.cmpi(arith.CmpIPredicate.eq, warp, _i32(w)), other, value)
+    return value
+
+
+def spread(ref: Any) -> list[Array]:
+    """The numbers of a contiguous row of shared memory, a multiple of 4 of them, each as a lane array."""
+    count = ref.shape[0]
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(jnp.float32)] * count)
     def load(_, ref):
         f32 = ir.F32Type.get()
         four = ir.VectorType.get((4,), f32)
-        start = _address(ref, arith.muli(arith.divui(_thread(), _i32(32)), _i32(32)), f32)
+        start = mgpu.utils.memref_ptr(ref)
         values = []
         for i in range(0, count, 4):
             loaded = llvm.load(four, mgpu.utils.getelementptr(start, [i], f32), alignment=16)
@@ -92,6 +108,16 @@ def sync_warp() -> None:
     @plgpu.inline_mgpu()
     def sync(_):
         mgpu.utils.warp_barrier()
+
+    sync()
+
+
+def sync_warpgroup() -> None:
+    """What the 128 threads of a warpgroup wrote to shared memory before is seen by all of them after."""
+
+    @plgpu.inline_mgpu()
+    def sync(_):
+        mgpu.utils.warpgroup_barrier()
 
     sync()
 
@@ -161,26 +187,26 @@ def unpack(words: Sequence[Array]) -> list[Array]:
     return unpacked(list(words))
 
 
-def put_group_sums(ref: Any, values: Sequence[Array], exact: bool) -> None:
-    """Adds up each of 16 lane arrays over groups of 4 lanes, on the tensor cores: one token of `fold_group_sums`.
+def group_sums(acc: Sequence[Array], m: int, four: Sequence[Array], exact: bool) -> list[Array]:
+    """Adds up four lane arrays, numbers 4 m ... 4 m + 3 of 16, over groups of 4 lanes, on the tensor cores.
 
-    ref: (4, 128) in shared memory; warp w keeps in its row, at 16 g + k, the sum of array k over its lanes
-    4 g ... 4 g + 3.
+    Called with `acc` zero for m = 0, then with its own result, it leaves lane 4 g + i of a warp with the sums of
+    arrays 4 i ... 4 i + 3 over the warp's lanes 4 g ... 4 g + 3.
 
-    mma.sync multiplies A (16 x 8) by B (8 x 8). Four of the arrays are A: lane 4 g + i holds its elements
+    mma.sync multiplies A (16 x 8) by B (8 x 8). The four arrays are A: lane 4 g + i holds its elements
     (g, i), (g + 8, i), (g, i + 4) and (g + 8, i + 4). A B that is 1 in column 2 m at rows 0 ... 3, and in column
     2 m + 1 at rows 4 ... 7, makes columns 2 m and 2 m + 1 of the product their sums; four such products, one on
-    top of the other, fill its 8 columns, and leave lane 4 g + i with the sums of arrays 4 i ... 4 i + 3.
+    top of the other, fill its 8 columns.
     Tensor cores read float32 as TF32, 10 bits of mantissa: with `exact` they are given the rest in a second product.
     """
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), [LAYOUT] * len(values)))
-    def reduce(_, ref, values):
+    @plgpu.inline_mgpu(arg_types=([LAYOUT] * 4, [LAYOUT] * 4), return_type=[_type(jnp.float32)] * 4)
+    def add(_, acc, four):
         f32, i32 = ir.F32Type.get(), ir.IntegerType.get_signless(32)
-        lane = arith.remui(_thread(), _i32(32))
+        group = arith.divui(arith.remui(_thread(), _i32(32)), _i32(4))
 
         def in_column(column):
-            here = arith.cmpi(arith.CmpIPredicate.eq, arith.divui(lane, _i32(4)), _i32(column))
+            here = arith.cmpi(arith.CmpIPredicate.eq, group, _i32(column))
             return arith.select(here, _i32(0x3F800000), _i32(0))  # 1.0, 0.0
 
         def parts(x):
@@ -194,22 +220,19 @@ def put_group_sums(ref: Any, values: Sequence[Array], exact: bool) -> None:
             "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
             "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
         )
-        acc = [arith.constant(f32, 0.0)] * 4
-        for m in range(4):
-            ones = [in_column(2 * m), in_column(2 * m + 1)]
-            four = [parts(_scalar(values[4 * m + k])) for k in (0, 2, 1, 3)]
-            for a in zip(*four, strict=True):
-                acc = mgpu.utils.inline_ptx(ptx, *a, *ones, *acc, result_types=[f32] * 4, convergent=True)
-        value = vector.from_elements(ir.VectorType.get((4,), f32), acc)
-        llvm.store(value, _address(ref, arith.muli(_thread(), _i32(4)), f32), alignment=16)
+        ones = [in_column(2 * m), in_column(2 * m + 1)]
+        acc = [_scalar(x) for x in acc]
+        for a in zip(*(parts(_scalar(four[k])) for k in (0, 2, 1, 3)), strict=True):
+            acc = mgpu.utils.inline_ptx(ptx, *a, *ones, *acc, result_types=[f32] * 4, convergent=True)
+        return [_lane_array(x) for x in acc]
 
-    reduce(ref, list(values))
+    return add(list(acc), list(four))
 
 
 def fold_group_sums(ref: Any, sums: Any) -> None:
-    """What `put_group_sums` has in `ref` (2, 4, 128) for two tokens, added up over each warp.
+    """Adds up over each warp what it has from `group_sums` for two tokens, put by `put_words` in `ref` (2, 1, 128, 4).
 
-    sums: (2, 128) in shared memory, or a view that starts 16 later: warp w keeps 16 totals at 32 w of each row.
+    sums: two rows of shared memory, of which warp w of each gets 16 totals at 32 w and after.
     """
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))
@@ -224,38 +247,53 @@ def fold_group_sums(ref: Any, sums: Any) -> None:
             own = arith.addi(arith.muli(arith.xori(token, _i32(g)), _i32(16)), k)
             part = llvm.load(f32, mgpu.utils.getelementptr(base, [own], f32))
             total = part if total is None else arith.addf(total, part)
-        at = arith.addi(arith.muli(token, _i32(LANES)), arith.addi(arith.muli(warp, _i32(32)), k))
-        llvm.store(total, _address(sums, at, f32))
+        index = ir.IndexType.get()
+        at = arith.addi(arith.muli(warp, _i32(32)), k)
+        memref.store(total, sums, [arith.index_cast(index, token), arith.index_cast(index, at)])
 
     fold(ref, sums)
 
 
-def add_warps(sums: Any, out: Any, rows: Sequence[Any]) -> None:
-    """Adds up what the four warps have in (4, 128) shared rows of `sums`; warp w writes the 32 totals of row w.
+def add_warps(sums: Any, out: Any, tokens: Any, start: Any, first: Any, length: int, warpgroups: int) -> None:
+    """Adds up what all warps of the block have in the rows of `sums`, (tokens, 128 warpgroups) in shared memory.
 
-    out: (L, 32) in global memory; rows: of that, the four to be written, int32.
+    The totals of row t, 32 numbers, go to row `tokens[first + start + t]` of `out` (L, 32) in global memory, or
+    `first + start + t` if `tokens` is None, while start + t < length.
     """
+    rows = sums.shape[0]
+    warps = 4 * warpgroups
+    scalar = plgpu.Layout.WG_SPLAT(())
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), [plgpu.Layout.WG_SPLAT(())] * 4))
-    def add(_, sums, out, rows):
-        f32 = ir.F32Type.get()
-        lane, warp = arith.remui(_thread(), _i32(32)), arith.divui(_thread(), _i32(32))
-        start = _address(sums, arith.addi(arith.muli(warp, _i32(LANES)), lane), f32)
-        parts = [llvm.load(f32, mgpu.utils.getelementptr(start, [32 * w], f32)) for w in range(4)]
-        total = arith.addf(arith.addf(parts[0], parts[1]), arith.addf(parts[2], parts[3]))
-        rows = [r.registers.flat[0] for r in rows]
-        row = rows[3]
-        for w in range(3):
-            row = arith.select(arith.cmpi(arith.CmpIPredicate.eq, warp, _i32(w)), rows[w], row)
-        index = ir.IndexType.get()
-        memref.store(total, out, [arith.index_cast(index, row), arith.index_cast(index, lane)])
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), [plgpu.RefType()] * (tokens is not None), scalar, scalar))
+    def add(_, sums, out, tokens, start, first):
+        f32, i32, index = ir.F32Type.get(), ir.IntegerType.get_signless(32), ir.IndexType.get()
+        thread = _thread(warpgroups)
+        lane, warp = arith.remui(thread, _i32(32)), arith.divui(thread, _i32(32))
+        start, first = start.registers.flat[0], first.registers.flat[0]
+        for offset in range(0, rows, warps):
+            row = arith.addi(warp, _i32(offset))
+            at = arith.addi(start, row)
+            holds = arith.cmpi(arith.CmpIPredicate.slt, at, _i32(length))
+            if offset + warps > rows:
+                holds = arith.andi(holds, arith.cmpi(arith.CmpIPredicate.ult, row, _i32(rows)))
+            with mgpu.utils.when(holds):
+                base = _address(sums, arith.addi(arith.muli(row, _i32(32 * warps)), lane), f32)
+                total = llvm.load(f32, base)
+                for w in range(1, warps):
+                    total = arith.addf(total, llvm.load(f32, mgpu.utils.getelementptr(base, [32 * w], f32)))
+                token = arith.addi(first, at)
+                if tokens:
+                    token = memref.load(tokens[0], [arith.index_cast(index, token)])
+                memref.store(total, out, [arith.index_cast(index, token), arith.index_cast(index, lane)])
 
-    add(sums, out, list(rows))
+    add(sums, out, [tokens] * (tokens is not None), start, first)
 
 
 def sync_block() -> None:
+    """What the threads of a block wrote to shared memory before is seen by all of them after."""
+
     @plgpu.inline_mgpu()
     def sync(_):
-        mgpu.utils.warpgroup_barrier()
+        gpu.barrier()
 
     sync()

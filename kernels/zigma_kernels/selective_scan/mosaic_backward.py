@@ -1,6 +1,15 @@
-"""The selective scan's backward pass as a Mosaic GPU kernel: one channel a lane."""
+"""The selective scan's backward pass as a Mosaic GPU kernel: one channel a thread.
 
-import jax
+The chunks are visited from the last to the first, each twice. First forward from the state at its start: dz, dC, and
+the state before every group of tokens, in shared memory. Then backward, a group at a time: its states once more, in
+registers, from the one kept; and the adjoint. With w_t = exp(delta_t A) h_{t-1} and l_t the gradient of h_t,
+
+    d(delta u) = sum_n l B      ddelta = u d(delta u) + sum_n A l w      dA += delta l w      l_{t-1} += exp(delta_t A) l_t
+
+dB and dC are sums over channels: over lanes on the tensor cores, over the block's warps in shared memory, over blocks
+by XLA afterwards: always in the same order.
+"""
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -8,209 +17,220 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
 from zigma_kernels.mosaic_lanes import LANES
-from zigma_kernels.selective_scan.mosaic_forward import F32, PARAMS, sigmoid, softplus
+from zigma_kernels.selective_scan.mosaic_carry import enter
+from zigma_kernels.selective_scan.mosaic_plan import (
+    F32,
+    GROUP,
+    Place,
+    Plan,
+    given,
+    shape,
+    sigmoid_of_softplus,
+    softplus,
+    softplus_and_sigmoid,
+)
 
-GROUP = 2  # tokens read ahead
 LN2 = 0.6931471805599453
 
 
-def sigmoid_of_softplus(delta):
-    """sigmoid(x) from softplus(x): 1 - exp(-delta), accurate where it is small."""
-    small = delta * (1.0 - delta * (1 / 2 - delta * (1 / 6 - delta * (1 / 24 - delta * (1 / 120)))))
-    return jnp.where(delta < 0.1, small, 1.0 - jnp.exp(-delta))
-
-
-def backward(tokens, starts, dy, dfinal, u, dt, A2, BC, D, z, bias, *, length, segments, splits, chunk, unroll=1):
-    b, L, d = u.shape
-    n = A2.shape[0]
-    ragged = length % chunk != 0
-    chunks = -(-length // chunk)
-    per_split = -(-chunks // splits)
+def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, z, dt_bias):
+    """(du, ddt, dBC, dA, dD and ddt_bias, dstate, dz); dBC by block of channels, (blocks, b, L, 2 n); dA, dD,
+    ddt_bias by sequence and part."""
+    n, chunk = plan.states, plan.chunk
     groups = chunk // GROUP
-    gated, ordered = z is not None, tokens is not None
-    words = starts.shape[2]
-    packed = words != n
-    word_type = starts.dtype
+    packed = u.dtype == jnp.bfloat16
     exact = u.dtype == F32
 
     def kernel(*refs):
         refs = iter(refs)
-        tokens_g = next(refs) if ordered else None
-        u_g, dt_g, dy_g = next(refs), next(refs), next(refs)
-        z_g = next(refs) if gated else None
-        bc_g, a_g, d_g, bias_g, starts_g, dfinal_g, du_g, ddt_g, dbc_g, da_g, dv_g, dh0_g = (next(refs) for _ in range(12))
-        dz_g = next(refs) if gated else None
-        bc_s, hist_s, keep_s, u_s, groups_s, sums_s = refs
-        q, s, j = lax.axis_index("q"), lax.axis_index("s"), lax.axis_index("j")
-        batch, segment = q // segments, q % segments
-        here = pl.ds(j * LANES, LANES)
-        a = [lanes.row(a_g.at[k, here]) for k in range(n)]
-        skip, dt_bias = lanes.row(d_g.at[here]), lanes.row(bias_g.at[here])
-        first = s * per_split
-        count = jnp.minimum(per_split, chunks - first)
-        end = length - 1
-
-        def indices(i, count=GROUP):
-            at = [jnp.clip(i + t, 0, end) + segment * length for t in range(count)]
-            return tuple(tokens_g[p] for p in at) if ordered else tuple(at)
+        tokens_g = next(refs) if tokens is not None else None
+        u_g, dt_g, dy_g = (next(refs) for _ in range(3))
+        z_g = next(refs) if z is not None else None
+        BC_g, A_g, D_g, bias_g, starts_g, dfinal_g = (next(refs) for _ in range(6))
+        carries_g = (next(refs), next(refs)) if carries is not None else None
+        du_g, ddt_g, dBC_g, dA_g, dv_g, dstate_g = (next(refs) for _ in range(6))
+        dz_g = next(refs) if z is not None else None
+        A_s, BC_s, past_s, keep_s, u_s, groups_s, sums_s = refs
+        place = Place(plan, tokens_g)
+        here, batch, wg = place.channels, place.batch, place.warpgroup
+        A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
+        lanes.put_words(A_s.at[wg], A2)
+        skip, dt_bias = lanes.row(D_g.at[here]), lanes.row(bias_g.at[here])
+        first = place.split * plan.chunks_per_split
+        count = jnp.minimum(plan.chunks_per_split, plan.chunks - first)
+        mine = pl.ds(wg * LANES, LANES)
 
         def read(rows):
-            return tuple(
-                (
-                    lanes.row(u_g.at[batch, r, here]),
-                    lanes.row(dt_g.at[batch, r, here]),
-                    lanes.row(dy_g.at[batch, r, here]),
-                    lanes.row(z_g.at[batch, r, here]) if gated else None,
-                    lanes.own_column(bc_g.at[batch, r]),
-                )
-                for r in rows
-            )
+            gates = [lanes.row(z_g.at[batch, r, here]) for r in rows] if z is not None else None
+            us, dts, dys = ([lanes.row(ref.at[batch, r, here]) for r in rows] for ref in (u_g, dt_g, dy_g))
+            return us, dts, dys, gates, lanes.rows_of_warps(BC_g.at[batch], rows)
 
-        def guarded(i, put):
-            pl.when(i < length)(put) if ragged else put()
+        def B_and_C(group, m):
+            """B and C of a group's tokens, four states of each."""
+            at = [2 * n * t + 4 * m for t in range(GROUP)]
+            B = [lanes.spread(BC_s.at[wg, group, pl.ds(i, 4)]) for i in at]
+            return B, [lanes.spread(BC_s.at[wg, group, pl.ds(i + n, 4)]) for i in at]
 
-        def recompute(start, i, carry):
+        def fold(products, slot, half):
+            """products: of GROUP tokens, the accumulators of `group_sums`."""
+            for pair in range(0, GROUP, 2):
+                lanes.sync_warp()
+                for t in range(2):
+                    lanes.put_words(groups_s.at[wg, t], products[pair + t])
+                lanes.sync_warp()
+                at = pl.ds(wg * LANES + 16 * half, LANES - 16 * half)
+                lanes.fold_group_sums(groups_s.at[wg], sums_s.at[pl.ds(slot + pair, 2), at])
+
+        def forward_group(start, i, carry):
             h, rows, raw, next_rows = carry
-            at = start + i * GROUP
-            for t in range(GROUP):
-                bc_s[i * GROUP + t, :] = raw[t][4]
-            lanes.sync_warp()
-            next_raw = read(next_rows)
-            later_rows = indices(at + 2 * GROUP)
+            slot = i * GROUP
+            at = start + slot
+            BC_s[wg, i, :] = raw[4]
+            lanes.sync_warpgroup()
             h = list(h)
+            delta, du, dy, y, dz = [], [], [], [], []
             for t in range(GROUP):
-                slot = i * GROUP + t
-                uu, x, g = raw[t][0].astype(F32), raw[t][1].astype(F32) + dt_bias, raw[t][2].astype(F32)
-                delta = softplus(x)
-                if ragged:
-                    delta = jnp.where(at + t < length, delta, 0.0)
-                    g = jnp.where(at + t < length, g, 0.0)
-                gate = 1.0
-                if gated:
-                    zz = raw[t][3].astype(F32)
-                    sig = sigmoid(zz)
-                    gate = zz * sig
-                grad = g * gate if gated else g
-                bc = lanes.shared_by_warp(bc_s.at[slot], 2 * n)
-                du, y, past, products = delta * uu, skip * uu, [], []
-                for k in range(n):
-                    w = jnp.exp2(delta * a[k]) * h[k]
-                    past.append(w)
-                    h[k] = w + du * bc[k]
-                    if gated:
-                        y = y + h[k] * bc[n + k]
-                    products.append(h[k] * grad)
-                lanes.put_words(hist_s.at[slot], lanes.pack(past) if packed else past)
-                lanes.put_group_sums(groups_s.at[t], products, exact)
-                keep_s[0, slot, :] = delta
-                keep_s[1, slot, :] = grad
-                u_s[slot, :] = raw[t][0]
-                if gated:
-                    dz = (g * y * sig * (1.0 + zz * (1.0 - sig))).astype(u.dtype)
+                uu, x = raw[0][t].astype(F32), raw[1][t].astype(F32) + dt_bias
+                dy_t = raw[2][t].astype(F32)
+                if z is None:
+                    delta_t = softplus(x)
+                else:
+                    gate = raw[3][t].astype(F32)
+                    delta_t, s = softplus_and_sigmoid(x, gate)
+                    dz.append(dy_t * s * (1.0 + gate * (1.0 - s)))
+                    dy_t = dy_t * gate * s
+                delta.append(place.masked(at + t, delta_t))
+                dy.append(place.masked(at + t, dy_t))
+                du.append(delta[t] * uu)
+                y.append(skip * uu)
+                keep_s[wg, 0, slot + t, :] = delta[t]
+                keep_s[wg, 1, slot + t, :] = dy[t]
+                u_s[wg, slot + t, :] = raw[0][t]
+            next_raw = read(next_rows)
+            later_rows = place.rows(at + 2 * GROUP)
+            sums = [[lanes.zeros()] * 4 for _ in range(GROUP)]
+            for m in range(n // 4):
+                four = range(4 * m, 4 * m + 4)
+                lanes.put_words(past_s.at[wg, i, pl.ds(m, 1)], [h[k] for k in four])
+                B, C = B_and_C(i, m)
+                a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)], 4, F32)
+                products = [[] for _ in range(GROUP)]
+                for k in four:
+                    for t in range(GROUP):
+                        h[k] = jnp.exp2(delta[t] * a[k % 4]) * h[k] + du[t] * B[t][k % 4]
+                        if z is not None:
+                            y[t] = y[t] + h[k] * C[t][k % 4]
+                        products[t].append(h[k] * dy[t])
+                for t in range(GROUP):
+                    sums[t] = lanes.group_sums(sums[t], m, products[t], exact)
+            if z is not None:
+                for t in range(GROUP):
+                    dz_t = (dz[t] * y[t]).astype(u.dtype)
 
-                    def put(r=rows[t], dz=dz):
-                        dz_g[batch, r, here] = dz
+                    def put(r=rows[t], dz_t=dz_t):
+                        dz_g[batch, r, here] = dz_t
 
-                    guarded(at + t, put)
-            lanes.sync_warp()
-            lanes.fold_group_sums(groups_s, sums_s.at[pl.ds(i * GROUP, GROUP), pl.ds(16, 112)])
+                    place.within(at + t, put)
+            fold(sums, slot, 1)
             return tuple(h), next_rows, next_raw, later_rows
 
-        def adjoint(start, i, carry):
+        def backward_group(start, i, carry):
             lam, dA, dD, dbias = carry
             lam, dA = list(lam), list(dA)
-            base = chunk - GROUP - i * GROUP
-            rows = indices(start + base)
-            for t in reversed(range(GROUP)):
-                slot = base + t
-                uu, delta, g = lanes.row(u_s.at[slot]).astype(F32), lanes.row(keep_s.at[0, slot]), lanes.row(keep_s.at[1, slot])
-                past = lanes.get_words(hist_s.at[slot], words, word_type)
-                past = lanes.unpack(past) if packed else past
-                bc = lanes.shared_by_warp(bc_s.at[slot], 2 * n)
-                du_in, d_du, d_delta, products = delta * uu, lanes.zeros(), lanes.zeros(), []
-                for k in range(n):
-                    l = lam[k] + bc[n + k] * g
-                    d_du = d_du + l * bc[k]
-                    lw = l * past[k]
-                    d_delta = d_delta + lw * a[k]  # a carries log2(e)
-                    dA[k] = dA[k] + delta * lw
-                    products.append(l * du_in)
-                    lam[k] = jnp.exp2(delta * a[k]) * l
-                lanes.put_group_sums(groups_s.at[t], products, exact)
-                ddt = (d_delta * LN2 + uu * d_du) * sigmoid_of_softplus(delta)
-                du = (delta * d_du + skip * g).astype(u.dtype)
-                dD, dbias = dD + g * uu, dbias + ddt
-                ddt = ddt.astype(u.dtype)
+            group = groups - 1 - i
+            slot = group * GROUP
+            rows = place.rows(start + slot)
+            delta = [lanes.row(keep_s.at[wg, 0, slot + t]) for t in range(GROUP)]
+            dy = [lanes.row(keep_s.at[wg, 1, slot + t]) for t in range(GROUP)]
+            uu = [lanes.row(u_s.at[wg, slot + t]).astype(F32) for t in range(GROUP)]
+            du = [delta[t] * uu[t] for t in range(GROUP)]
+            sums = [[lanes.zeros()] * 4 for _ in range(GROUP)]
+            d_du, d_delta = [lanes.zeros()] * GROUP, [lanes.zeros()] * GROUP
+            for m in range(n // 4):
+                past = lanes.get_words(past_s.at[wg, group, pl.ds(m, 1)], 4, F32)
+                B, C = B_and_C(group, m)
+                a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)], 4, F32)
+                products = [[] for _ in range(GROUP)]
+                for k in range(4 * m, 4 * m + 4):
+                    decay = [jnp.exp2(delta[t] * a[k % 4]) for t in range(GROUP)]
+                    h, w = past[k % 4], []
+                    for t in range(GROUP):
+                        w.append(decay[t] * h)
+                        h = w[t] + du[t] * B[t][k % 4]
+                    for t in reversed(range(GROUP)):
+                        l = lam[k] + C[t][k % 4] * dy[t]
+                        d_du[t] = d_du[t] + l * B[t][k % 4]
+                        lw = l * w[t]
+                        d_delta[t] = d_delta[t] + lw * a[k % 4]
+                        dA[k] = dA[k] + delta[t] * lw
+                        products[t].append(l * du[t])
+                        lam[k] = decay[t] * l
+                for t in range(GROUP):
+                    sums[t] = lanes.group_sums(sums[t], m, products[t], exact)
+            for t in range(GROUP):
+                uu = lanes.row(u_s.at[wg, slot + t]).astype(F32)
+                # A2 is A log2(e)
+                ddt = (d_delta[t] * LN2 + uu * d_du[t]) * sigmoid_of_softplus(delta[t])
+                dD, dbias = dD + dy[t] * uu, dbias + ddt
+                du_t, ddt = (delta[t] * d_du[t] + skip * dy[t]).astype(u.dtype), ddt.astype(u.dtype)
 
-                def put(r=rows[t], du=du, ddt=ddt):
-                    du_g[batch, r, here] = du
+                def put(r=rows[t], du_t=du_t, ddt=ddt):
+                    du_g[batch, r, here] = du_t
                     ddt_g[batch, r, here] = ddt
 
-                guarded(start + slot, put)
-            lanes.sync_warp()
-            lanes.fold_group_sums(groups_s, sums_s.at[pl.ds(base, GROUP)])
+                place.within(start + slot + t, put)
+            fold(sums, slot, 0)
             return tuple(lam), tuple(dA), dD, dbias
 
-        def load_state(c):
-            return tuple(lanes.row(starts_g.at[q, jnp.maximum(c, 0), k, here]) for k in range(words))
-
         def one_chunk(i, carry):
-            sums, state, rows, raw, next_rows = carry
+            sums, start_state, raw = carry
             c = first + count - 1 - i
             start = c * chunk
-            h = tuple(lanes.unpack(state)) if packed else state
-            carry = (h, rows, raw, next_rows)
-            lax.fori_loop(0, groups, lambda i, carry: recompute(start, i, carry), carry)
-            rows = indices(start - chunk)
-            state, raw, next_rows = load_state(c - 1), read(rows), indices(start - chunk + GROUP)
-            sums = lax.fori_loop(0, groups, lambda i, carry: adjoint(start, i, carry), sums)
+            h = tuple(lanes.unpack(start_state)) if packed else start_state
+            carry = h, place.rows(start), raw, place.rows(start + GROUP)
+            lax.fori_loop(0, groups, lambda i, carry: forward_group(start, i, carry), carry)
+            # what the chunk before needs first is read while this one's adjoint runs
+            start_state = tuple(place.states(starts_g, jnp.maximum(c - 1, 0)))
+            raw = read(place.rows(start - chunk))
+            sums = lax.fori_loop(0, groups, lambda i, carry: backward_group(start, i, carry), sums)
             lanes.sync_block()
-            for r in range(chunk // 4):
-                at = start + r * 4
-                out = indices(at, 4)
-                def put(r=r, out=out):
-                    lanes.add_warps(sums_s.at[pl.ds(r * 4, 4)], dbc_g.at[j, batch], out)
-                if ragged:  # clamped rows come after, never before, the one they stand for
-                    pl.when(at < length)(put)
-                else:
-                    put()
+            lanes.add_warps(sums_s, dBC_g.at[place.block, batch], tokens_g, start, place.first, plan.length, plan.warpgroups)
             lanes.sync_block()
-            return sums, state, rows, raw, next_rows
+            return sums, start_state, raw
 
+        lam = place.states(dfinal_g)
+        if carries is not None:
+            lam = enter(place, A2, lam, *carries_g, reverse=True)
         last = first + count - 1
-        rows = indices(last * chunk)
-        sums = (
-            tuple(lanes.row(dfinal_g.at[q, s, k, here]) for k in range(n)),
-            (lanes.zeros(),) * n,
-            lanes.zeros(),
-            lanes.zeros(),
-        )
-        carry = (sums, load_state(last), rows, read(rows), indices(last * chunk + GROUP))
+        sums = tuple(lam), (lanes.zeros(),) * n, lanes.zeros(), lanes.zeros()
+        carry = sums, tuple(place.states(starts_g, last)), read(place.rows(last * chunk))
         (lam, dA, dD, dbias), *_ = lax.fori_loop(0, count, one_chunk, carry)
-        for k in range(n):
-            da_g[q, s, k, here] = dA[k]
-            dh0_g[q, s, k, here] = lam[k]
-        dv_g[q, s, 0, here] = dD
-        dv_g[q, s, 1, here] = dbias
+        place.put_states(dA_g, dA, place.split)
+        place.put_states(dstate_g, lam, place.split)
+        place.put_states(dv_g, [dD, dbias], place.split)
 
-    q = b * segments
-    like, f32 = jax.ShapeDtypeStruct(u.shape, u.dtype), lambda *shape: jax.ShapeDtypeStruct(shape, F32)
-    out = [like, like, f32(d // LANES, b, L, 2 * n), f32(q, splits, n, d), f32(q, splits, 2, d), f32(q, splits, n, d)]
-    if gated:
+    q, splits, d, blocks = plan.sequences, plan.splits, plan.channels, plan.channels // (LANES * plan.warpgroups)
+    like = shape(*u.shape, dtype=u.dtype)
+    out = [
+        like,
+        like,
+        shape(blocks, *u.shape[:2], 2 * n),
+        shape(q, splits, n, d),
+        shape(q, splits, 2, d),
+        shape(q, splits, n, d),
+    ]
+    if z is not None:
         out.append(like)
-    args = [x for x in (tokens, u, dt, dy, z, BC, A2, D, bias, starts, dfinal) if x is not None]
-    return plgpu.kernel(
-        kernel,
-        out_type=tuple(out),
-        grid=(q, splits, d // LANES),
-        grid_names=("q", "s", "j"),
-        scratch_types=[
-            plgpu.SMEM((chunk, LANES), F32),
-            plgpu.SMEM((chunk, words // 4, LANES, 4), word_type),
-            plgpu.SMEM((2, chunk, LANES), F32),
-            plgpu.SMEM((chunk, LANES), u.dtype),
-            plgpu.SMEM((GROUP, 4, LANES), F32),
-            plgpu.SMEM((chunk, LANES), F32),
-        ],
-        compiler_params=PARAMS,
-    )(*args)
+    wgs = plan.warpgroups
+    scratch = [
+        plgpu.SMEM((wgs, n // 4, LANES, 4), F32),
+        plgpu.SMEM((wgs, groups, GROUP * 2 * n), F32),
+        plgpu.SMEM((wgs, groups, n // 4, LANES, 4), F32),
+        plgpu.SMEM((wgs, 2, chunk, LANES), F32),
+        plgpu.SMEM((wgs, chunk, LANES), u.dtype),
+        plgpu.SMEM((wgs, 2, 1, LANES, 4), F32),
+        plgpu.SMEM((chunk, wgs * LANES), F32),
+    ]
+    return plan.launch(kernel, tuple(out), scratch)(
+        *given(tokens, u, dt, dy, z, BC, A2, D, dt_bias, starts, dfinal, *(carries or ()))
+    )

@@ -1,145 +1,104 @@
-"""The selective scan's forward pass as a Mosaic GPU kernel: one channel a lane, its n states in registers."""
+"""The selective scan's forward pass as a Mosaic GPU kernel: one channel a thread, its n states in registers."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
-from zigma_kernels.mosaic_lanes import LANES
-
-GROUP = 4  # tokens read ahead
-PARAMS = plgpu.CompilerParams(
-    approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-)
-F32 = jnp.float32
+from zigma_kernels.selective_scan.mosaic_carry import enter
+from zigma_kernels.selective_scan.mosaic_plan import F32, GROUP, Place, Plan, given, shape, softplus, softplus_and_sigmoid
 
 
-def softplus(x):
-    """log(1 + exp(x)), accurate where it is small: 2 atanh(p / (2 + p)) for p = exp(-|x|)."""
-    p = jnp.exp(-jnp.abs(x))
-    s = p / (2.0 + p)
-    t = s * s
-    series = 1.0 + t * (1 / 3 + t * (1 / 5 + t * (1 / 7 + t * (1 / 9 + t * (1 / 11 + t * (1 / 13))))))
-    return jnp.maximum(x, 0.0) + 2.0 * s * series
-
-
-def sigmoid(x):
-    return 1.0 / (1.0 + jnp.exp(-x))
-
-
-def forward(tokens, u, dt, A2, BC, D, z, bias, h0, *, length, segments, splits, chunk, save):
-    b, L, d = u.shape
-    n = A2.shape[0]
-    ragged = length % chunk != 0
-    chunks = -(-length // chunk)
-    per_split = -(-chunks // splits)
-    groups = chunk // GROUP
-    gated, ordered = z is not None, tokens is not None
-    words = n // 2 if u.dtype == jnp.bfloat16 else n
+def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, state):
+    """y, the state each part ends with (q, splits, n, d), and with `keep` those at the chunks' starts."""
+    n, chunk = plan.states, plan.chunk
+    packed = u.dtype == jnp.bfloat16
 
     def kernel(*refs):
         refs = iter(refs)
-        tokens_g = next(refs) if ordered else None
+        tokens_g = next(refs) if tokens is not None else None
         u_g, dt_g = next(refs), next(refs)
-        z_g = next(refs) if gated else None
-        bc_g, a_g, d_g, bias_g, h0_g, y_g, final_g = (next(refs) for _ in range(7))
-        starts_g = next(refs) if save else None
-        bc_s = next(refs)
-        q, s, j = lax.axis_index("q"), lax.axis_index("s"), lax.axis_index("j")
-        batch, segment = q // segments, q % segments
-        here = pl.ds(j * LANES, LANES)
-        a = [lanes.row(a_g.at[k, here]) for k in range(n)]
-        skip, dt_bias = lanes.row(d_g.at[here]), lanes.row(bias_g.at[here])
-        first = s * per_split
-        count = jnp.minimum(per_split, chunks - first)
-        end = length - 1
-
-        def indices(i):
-            at = [i + t for t in range(GROUP)]
-            if ragged or True:
-                at = [jnp.minimum(p, end) for p in at]
-            at = [segment * length + p for p in at]
-            return tuple(tokens_g[p] for p in at) if ordered else tuple(at)
+        z_g = next(refs) if z is not None else None
+        BC_g, A_g, D_g, bias_g, state_g = (next(refs) for _ in range(5))
+        carries_g = (next(refs), next(refs)) if carries is not None else None
+        y_g, final_g = next(refs), next(refs)
+        starts_g = next(refs) if keep else None
+        (BC_s,) = refs
+        place = Place(plan, tokens_g)
+        here, batch = place.channels, place.batch
+        A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
+        skip, dt_bias = lanes.row(D_g.at[here]), lanes.row(bias_g.at[here])
+        first = place.split * plan.chunks_per_split
+        count = jnp.minimum(plan.chunks_per_split, plan.chunks - first)
 
         def read(rows):
-            return tuple(
-                (
-                    lanes.row(u_g.at[batch, r, here]),
-                    lanes.row(dt_g.at[batch, r, here]),
-                    lanes.row(z_g.at[batch, r, here]) if gated else None,
-                    lanes.own_column(bc_g.at[batch, r]),
-                )
-                for r in rows
-            )
+            gates = [lanes.row(z_g.at[batch, r, here]) for r in rows] if z is not None else None
+            us, dts = ([lanes.row(ref.at[batch, r, here]) for r in rows] for ref in (u_g, dt_g))
+            return us, dts, gates, lanes.rows_of_warps(BC_g.at[batch], rows)
 
-        def group(i, carry):
-            start, (h, rows, raw, next_rows) = carry
+        def prepare(i, raw):
+            deltas, gates = [], []
+            for t in range(GROUP):
+                x = raw[1][t].astype(F32) + dt_bias
+                if z is None:
+                    delta, gate = softplus(x), None
+                else:
+                    gate = raw[2][t].astype(F32)
+                    delta, s = softplus_and_sigmoid(x, gate)
+                    gate = gate * s
+                deltas.append(place.masked(i + t, delta))
+                gates.append(gate)
+            return tuple(deltas), tuple(raw[0][t].astype(F32) for t in range(GROUP)), tuple(gates)
+
+        def group(start, i, carry):
+            h, now, rows, raw, next_rows, later_rows = carry
             at = start + i * GROUP
             parity = lax.rem(i, 2)
+            lanes.sync_warpgroup()
+            BC_s[place.warpgroup, 1 - parity, :] = raw[3]
+            later = read(later_rows)
+            more_rows = place.rows(at + 3 * GROUP)
+            after = prepare(at + GROUP, raw)
+            h, (delta, uu, gate) = list(h), now
+            du, y = [delta[t] * uu[t] for t in range(GROUP)], [skip * uu[t] for t in range(GROUP)]
+            BC = [lanes.spread(BC_s.at[place.warpgroup, parity, pl.ds(2 * n * t, 2 * n)]) for t in range(GROUP)]
+            for k in range(n):
+                for t in range(GROUP):
+                    h[k] = jnp.exp2(delta[t] * A2[k]) * h[k] + du[t] * BC[t][k]
+                    y[t] = y[t] + h[k] * BC[t][n + k]
             for t in range(GROUP):
-                bc_s[parity, t, :] = raw[t][3]
-            lanes.sync_warp()
-            next_raw = read(next_rows)
-            later_rows = indices(at + 2 * GROUP)
-            h = list(h)
-            for t in range(GROUP):
-                uu, x = raw[t][0].astype(F32), raw[t][1].astype(F32) + dt_bias
-                delta = softplus(x)
-                if ragged:
-                    delta = jnp.where(at + t < length, delta, 0.0)
-                bc = lanes.shared_by_warp(bc_s.at[parity, t], 2 * n)
-                du, y = delta * uu, skip * uu
-                for k in range(n):
-                    h[k] = jnp.exp2(delta * a[k]) * h[k] + du * bc[k]
-                    y = y + h[k] * bc[n + k]
-                if gated:
-                    zz = raw[t][2].astype(F32)
-                    y = y * zz * sigmoid(zz)
-                y = y.astype(u.dtype)
+                y_t = (y[t] if z is None else y[t] * gate[t]).astype(u.dtype)
 
-                def put(r=rows[t], y=y):
-                    y_g[batch, r, here] = y
+                def put_row(r=rows[t], y_t=y_t):
+                    y_g[batch, r, here] = y_t
 
-                if ragged:
-                    pl.when(at + t < length)(put)
-                else:
-                    put()
-            return start, (tuple(h), next_rows, next_raw, later_rows)
+                place.within(at + t, put_row)
+            return tuple(h), after, next_rows, later, later_rows, more_rows
 
         def one_chunk(c, carry):
-            if save:
-                h = carry[0]
-                kept = lanes.pack(h) if words != n else h
-                for k in range(words):
-                    starts_g[q, first + c, k, here] = kept[k]
+            if keep:
+                place.put_states(starts_g, lanes.pack(carry[0]) if packed else carry[0], first + c)
             start = (first + c) * chunk
-            return lax.fori_loop(0, groups, group, (start, carry))[1]
+            return lax.fori_loop(0, chunk // GROUP, lambda i, carry: group(start, i, carry), carry)
 
-        rows = indices(first * chunk)
-        carry = (
-            tuple(lanes.row(h0_g.at[q, s, k, here]) for k in range(n)),
-            rows,
-            read(rows),
-            indices(first * chunk + GROUP),
-        )
+        h = place.states(state_g)
+        if carries is not None:
+            h = enter(place, A2, h, *carries_g, reverse=False)
+        start = first * chunk
+        rows, next_rows = place.rows(start), place.rows(start + GROUP)
+        raw = read(rows)
+        BC_s[place.warpgroup, 0, :] = raw[3]
+        carry = (tuple(h), prepare(start, raw), rows, read(next_rows), next_rows, place.rows(start + 2 * GROUP))
         h = lax.fori_loop(0, count, one_chunk, carry)[0]
-        for k in range(n):
-            final_g[q, s, k, here] = h[k]
+        place.put_states(final_g, h, place.split)
 
-    q = b * segments
-    out = [jax.ShapeDtypeStruct(u.shape, u.dtype), jax.ShapeDtypeStruct((q, splits, n, d), F32)]
-    if save:
-        out.append(jax.ShapeDtypeStruct((q, chunks, words, d), jnp.int32 if words != n else F32))
-    args = [x for x in (tokens, u, dt, z, BC, A2, D, bias, h0) if x is not None]
-    return plgpu.kernel(
-        kernel,
-        out_type=tuple(out),
-        grid=(q, splits, d // LANES),
-        grid_names=("q", "s", "j"),
-        scratch_types=[plgpu.SMEM((2, GROUP, LANES), F32)],
-        compiler_params=PARAMS,
-    )(*args)
+    q, d = plan.sequences, plan.channels
+    out = [shape(*u.shape, dtype=u.dtype), shape(q, plan.splits, n, d)]
+    if keep:
+        out.append(shape(q, plan.chunks, n // 2, d, dtype=jnp.int32) if packed else shape(q, plan.chunks, n, d))
+    scratch = [plgpu.SMEM((plan.warpgroups, 2, GROUP * 2 * n), F32)]
+    assert (chunk // GROUP) % 2 == 0  # parity carries on from chunk to chunk
+    return plan.launch(kernel, tuple(out), scratch)(
+        *given(tokens, u, dt, z, BC, A2, D, dt_bias, state, *(carries or ()))
+    )

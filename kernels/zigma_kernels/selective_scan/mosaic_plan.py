@@ -1,0 +1,138 @@
+"""What the Mosaic GPU kernels of the selective scan share: geometry of the launch, tokens read ahead, elementwise math.
+
+A block of `warpgroups` x 128 threads scans as many channels, one a thread, of one sequence, or of one of the equal
+parts ("splits") that a sequence is cut into when batch and channels alone would leave the GPU idle.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from zigma_kernels import mosaic_lanes as lanes
+from zigma_kernels.mosaic_lanes import LANES
+
+F32 = jnp.float32
+GROUP = 4  # tokens worked on at once: their rows are read while the group before them is worked on
+PARAMS = plgpu.CompilerParams(
+    approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a scan is laid out on the GPU.
+
+    Attributes:
+        batch, length, channels, states: of the call; length is that of one segment.
+        segments: independent sequences of each sample.
+        chunk: tokens between the states that the forward pass keeps; a multiple of GROUP.
+        splits: parts of a sequence, scanned at the same time.
+        warpgroups: of 128 threads, in a block.
+    """
+
+    batch: int
+    length: int
+    channels: int
+    states: int
+    segments: int
+    chunk: int
+    splits: int
+    warpgroups: int
+
+    @property
+    def sequences(self) -> int:
+        return self.batch * self.segments
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.length // self.chunk)
+
+    @property
+    def chunks_per_split(self) -> int:
+        return -(-self.chunks // self.splits)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last chunk is not full."""
+        return self.length % self.chunk != 0
+
+    def launch(self, kernel, out, scratch, splits=None):
+        return plgpu.kernel(
+            kernel,
+            out_type=out,
+            grid=(self.sequences, self.splits if splits is None else splits, self.channels // (LANES * self.warpgroups)),
+            grid_names=("sequence", "split", "block"),
+            num_threads=self.warpgroups,
+            thread_name="warpgroup",
+            scratch_types=scratch,
+            compiler_params=PARAMS,
+        )
+
+
+class Place:
+    """Inside a kernel: which sequence, split and channels this warpgroup works on."""
+
+    def __init__(self, plan: Plan, tokens):
+        self.plan, self.tokens = plan, tokens
+        self.sequence, self.split = lax.axis_index("sequence"), lax.axis_index("split")
+        self.batch = self.sequence // plan.segments
+        self.first = (self.sequence % plan.segments) * plan.length  # rank, in the visiting order, of the first token
+        self.warpgroup = lax.axis_index("warpgroup")
+        self.block = lax.axis_index("block")
+        self.channels = pl.ds((self.block * plan.warpgroups + self.warpgroup) * LANES, LANES)
+
+    def rows(self, i):
+        """Where in memory the GROUP tokens lie that are visited i-th and after; past the end, the last one."""
+        ranks = [self.first + jnp.clip(i + t, 0, self.plan.length - 1) for t in range(GROUP)]
+        return tuple(ranks) if self.tokens is None else tuple(self.tokens[rank] for rank in ranks)
+
+    def states(self, ref, *at):
+        return [lanes.row(ref.at[self.sequence, *at, k, self.channels]) for k in range(ref.shape[-2])]
+
+    def put_states(self, ref, states, *at):
+        for k, state in enumerate(states):
+            ref[self.sequence, *at, k, self.channels] = state
+
+    def within(self, i, put):
+        """Does `put` unless token i is past the end."""
+        pl.when(i < self.plan.length)(put) if self.plan.ragged else put()
+
+    def masked(self, i, x):
+        return jnp.where(i < self.plan.length, x, 0.0) if self.plan.ragged else x
+
+
+def softplus(x):
+    """log(1 + exp(x)), accurate where it is small: 2 atanh(p / (2 + p)) for p = exp(-|x|)."""
+    p = jnp.exp(-jnp.abs(x))
+    return _softplus(x, p / (2.0 + p))
+
+
+def softplus_and_sigmoid(x, z):
+    """(softplus(x), sigmoid(z)) with one division for both: the unit that divides is the busy one."""
+    p, q = jnp.exp(-jnp.abs(x)), jnp.exp(-jnp.abs(z))
+    one = 1.0 / ((2.0 + p) * (1.0 + q))
+    return _softplus(x, p * (1.0 + q) * one), jnp.where(z < 0, q, 1.0) * (2.0 + p) * one
+
+
+def _softplus(x, s):
+    t = s * s
+    series = 2.0 + t * (2 / 3 + t * (2 / 5 + t * (2 / 7 + t * (2 / 9 + t * (2 / 11 + t * (2 / 13))))))
+    return jnp.maximum(x, 0.0) + s * series
+
+
+def sigmoid_of_softplus(delta):
+    """sigmoid(x) from softplus(x): 1 - exp(-delta), accurate where it is small."""
+    small = delta * (1.0 - delta * (1 / 2 - delta * (1 / 6 - delta * (1 / 24 - delta * (1 / 120)))))
+    return jnp.where(delta < 0.1, small, 1.0 - jnp.exp(-delta))
+
+
+def shape(*dims, dtype=F32):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def given(*args):
+    return [x for x in args if x is not None]
