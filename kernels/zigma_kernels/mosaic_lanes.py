@@ -49,15 +49,47 @@ def _i32(value):
     return arith.constant(ir.IntegerType.get_signless(32), value)
 
 
-def _thread(warpgroups=1):
-    """Number of this thread in its warpgroup, or in a block of several."""
+def _thread():
+    """Number of this thread in its warpgroup."""
     thread = arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
-    return arith.remui(thread, _i32(LANES)) if warpgroups == 1 else thread
+    return arith.remui(thread, _i32(LANES))
 
 
 def _address(ref, offset, dtype):
     """Pointer to the element `offset` (i32) of a contiguous ref."""
     return mgpu.utils.getelementptr(mgpu.utils.memref_ptr(ref), [offset], dtype)
+
+
+def reciprocal(x: Array) -> Array:
+    """1 / x by the special-function unit, within 1 ulp or so, for x that is neither tiny nor huge."""
+
+    @plgpu.inline_mgpu(arg_types=(LAYOUT,), return_type=_type(jnp.float32))
+    def approximate(_, x):
+        return _lane_array(mgpu.utils.inline_ptx("rcp.approx.ftz.f32 $0, $1;", _scalar(x), result_types=ir.F32Type.get()))
+
+    return approximate(x)
+
+
+def exp2_by_fma(x: Array) -> Array:
+    """2 ** x for x < 128 on the multiply-add units, within 2 ulp: relief for the special-function unit."""
+
+    @plgpu.inline_mgpu(arg_types=(LAYOUT,), return_type=_type(jnp.float32))
+    def evaluate(_, x):
+        f32, i32 = ir.F32Type.get(), ir.IntegerType.get_signless(32)
+
+        def const(value):
+            return arith.constant(f32, value)
+
+        x = arith.maxnumf(_scalar(x), const(-126.0))
+        shifted = arith.addf(x, const(12582912.0))  # 1.5 * 2**23: its last bits are x, rounded
+        f = arith.subf(x, arith.subf(shifted, const(12582912.0)))
+        power = const(0.0013333558)
+        for coefficient in (0.0096181291, 0.0555041087, 0.2402265070, 0.6931471806, 1.0):
+            power = llvm.intr_fma(power, f, const(coefficient))
+        exponent = arith.shli(arith.bitcast(i32, shifted), _i32(23))
+        return _lane_array(arith.bitcast(f32, arith.addi(arith.bitcast(i32, power), exponent)))
+
+    return evaluate(x)
 
 
 def rows_of_warps(ref: Any, rows: Sequence[Any]) -> Array:
@@ -254,46 +286,22 @@ def fold_group_sums(ref: Any, sums: Any) -> None:
     fold(ref, sums)
 
 
-def add_warps(sums: Any, out: Any, tokens: Any, start: Any, first: Any, length: int, warpgroups: int) -> None:
-    """Adds up what all warps of the block have in the rows of `sums`, (tokens, 128 warpgroups) in shared memory.
+def add_warps(sums: Any, out: Any, rows: Sequence[Any], count: Any) -> None:
+    """Adds up what the four warps have in (4, 128) rows of `sums`, 32 numbers each; warp w writes the totals of row w.
 
-    The totals of row t, 32 numbers, go to row `tokens[first + start + t]` of `out` (L, 32) in global memory, or
-    `first + start + t` if `tokens` is None, while start + t < length.
+    out: (L, 32) in global memory; rows: where in it the four rows go, int32; of which the first `count` do.
     """
-    rows = sums.shape[0]
-    warps = 4 * warpgroups
     scalar = plgpu.Layout.WG_SPLAT(())
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), [plgpu.RefType()] * (tokens is not None), scalar, scalar))
-    def add(_, sums, out, tokens, start, first):
-        f32, i32, index = ir.F32Type.get(), ir.IntegerType.get_signless(32), ir.IndexType.get()
-        thread = _thread(warpgroups)
-        lane, warp = arith.remui(thread, _i32(32)), arith.divui(thread, _i32(32))
-        start, first = start.registers.flat[0], first.registers.flat[0]
-        for offset in range(0, rows, warps):
-            row = arith.addi(warp, _i32(offset))
-            at = arith.addi(start, row)
-            holds = arith.cmpi(arith.CmpIPredicate.slt, at, _i32(length))
-            if offset + warps > rows:
-                holds = arith.andi(holds, arith.cmpi(arith.CmpIPredicate.ult, row, _i32(rows)))
-            with mgpu.utils.when(holds):
-                base = _address(sums, arith.addi(arith.muli(row, _i32(32 * warps)), lane), f32)
-                total = llvm.load(f32, base)
-                for w in range(1, warps):
-                    total = arith.addf(total, llvm.load(f32, mgpu.utils.getelementptr(base, [32 * w], f32)))
-                token = arith.addi(first, at)
-                if tokens:
-                    token = memref.load(tokens[0], [arith.index_cast(index, token)])
-                memref.store(total, out, [arith.index_cast(index, token), arith.index_cast(index, lane)])
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), [scalar] * 4, scalar))
+    def add(_, sums, out, rows, count):
+        f32, index = ir.F32Type.get(), ir.IndexType.get()
+        lane, warp = arith.remui(_thread(), _i32(32)), arith.divui(_thread(), _i32(32))
+        start = _address(sums, arith.addi(arith.muli(warp, _i32(LANES)), lane), f32)
+        parts = [llvm.load(f32, mgpu.utils.getelementptr(start, [32 * w], f32)) for w in range(4)]
+        total = arith.addf(arith.addf(parts[0], parts[1]), arith.addf(parts[2], parts[3]))
+        row = _by_warp([r.registers.flat[0] for r in rows])
+        with mgpu.utils.when(arith.cmpi(arith.CmpIPredicate.slt, warp, count.registers.flat[0])):
+            memref.store(total, out, [arith.index_cast(index, row), arith.index_cast(index, lane)])
 
-    add(sums, out, [tokens] * (tokens is not None), start, first)
-
-
-def sync_block() -> None:
-    """What the threads of a block wrote to shared memory before is seen by all of them after."""
-
-    @plgpu.inline_mgpu()
-    def sync(_):
-        gpu.barrier()
-
-    sync()
+    add(sums, out, list(rows), count)

@@ -34,7 +34,7 @@ LN2 = 0.6931471805599453
 
 
 def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, z, dt_bias):
-    """(du, ddt, dBC, dA, dD and ddt_bias, dstate, dz); dBC by block of channels, (blocks, b, L, 2 n); dA, dD,
+    """(du, ddt, dBC, dA, dD and ddt_bias, dstate, dz); dBC by 128 channels, (d / 128, b, L, 2 n); dA, dD,
     ddt_bias by sequence and part."""
     n, chunk = plan.states, plan.chunk
     groups = chunk // GROUP
@@ -56,9 +56,8 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
         lanes.put_words(A_s.at[wg], A2)
         skip, dt_bias = lanes.row(D_g.at[here]), lanes.row(bias_g.at[here])
-        first = place.split * plan.chunks_per_split
+        first = place.part * plan.chunks_per_split
         count = jnp.minimum(plan.chunks_per_split, plan.chunks - first)
-        mine = pl.ds(wg * LANES, LANES)
 
         def read(rows):
             gates = [lanes.row(z_g.at[batch, r, here]) for r in rows] if z is not None else None
@@ -78,8 +77,8 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                 for t in range(2):
                     lanes.put_words(groups_s.at[wg, t], products[pair + t])
                 lanes.sync_warp()
-                at = pl.ds(wg * LANES + 16 * half, LANES - 16 * half)
-                lanes.fold_group_sums(groups_s.at[wg], sums_s.at[pl.ds(slot + pair, 2), at])
+                at = pl.ds(16 * half, LANES - 16 * half)
+                lanes.fold_group_sums(groups_s.at[wg], sums_s.at[wg, pl.ds(slot + pair, 2), at])
 
         def forward_group(start, i, carry):
             h, rows, raw, next_rows = carry
@@ -139,7 +138,6 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             lam, dA = list(lam), list(dA)
             group = groups - 1 - i
             slot = group * GROUP
-            rows = place.rows(start + slot)
             delta = [lanes.row(keep_s.at[wg, 0, slot + t]) for t in range(GROUP)]
             dy = [lanes.row(keep_s.at[wg, 1, slot + t]) for t in range(GROUP)]
             uu = [lanes.row(u_s.at[wg, slot + t]).astype(F32) for t in range(GROUP)]
@@ -167,6 +165,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                         lam[k] = decay[t] * l
                 for t in range(GROUP):
                     sums[t] = lanes.group_sums(sums[t], m, products[t], exact)
+            rows = place.rows(start + slot)
             for t in range(GROUP):
                 uu = lanes.row(u_s.at[wg, slot + t]).astype(F32)
                 # A2 is A log2(e)
@@ -193,9 +192,15 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             start_state = tuple(place.states(starts_g, jnp.maximum(c - 1, 0)))
             raw = read(place.rows(start - chunk))
             sums = lax.fori_loop(0, groups, lambda i, carry: backward_group(start, i, carry), sums)
-            lanes.sync_block()
-            lanes.add_warps(sums_s, dBC_g.at[place.block, batch], tokens_g, start, place.first, plan.length, plan.warpgroups)
-            lanes.sync_block()
+            lanes.sync_warpgroup()
+            for group in range(groups):
+                at = start + group * GROUP
+
+                def put(at=at, group=group):
+                    sums, out = sums_s.at[wg, pl.ds(group * GROUP, GROUP)], dBC_g.at[place.column, batch]
+                    lanes.add_warps(sums, out, place.rows(at), plan.length - at)
+
+                place.within(at, put)
             return sums, start_state, raw
 
         lam = place.states(dfinal_g)
@@ -205,16 +210,16 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         sums = tuple(lam), (lanes.zeros(),) * n, lanes.zeros(), lanes.zeros()
         carry = sums, tuple(place.states(starts_g, last)), read(place.rows(last * chunk))
         (lam, dA, dD, dbias), *_ = lax.fori_loop(0, count, one_chunk, carry)
-        place.put_states(dA_g, dA, place.split)
-        place.put_states(dstate_g, lam, place.split)
-        place.put_states(dv_g, [dD, dbias], place.split)
+        place.put_states(dA_g, dA, place.part)
+        place.put_states(dstate_g, lam, place.part)
+        place.put_states(dv_g, [dD, dbias], place.part)
 
-    q, splits, d, blocks = plan.sequences, plan.splits, plan.channels, plan.channels // (LANES * plan.warpgroups)
+    q, splits, d = plan.sequences, plan.splits, plan.channels
     like = shape(*u.shape, dtype=u.dtype)
     out = [
         like,
         like,
-        shape(blocks, *u.shape[:2], 2 * n),
+        shape(d // LANES, *u.shape[:2], 2 * n),
         shape(q, splits, n, d),
         shape(q, splits, 2, d),
         shape(q, splits, n, d),
@@ -229,8 +234,8 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         plgpu.SMEM((wgs, 2, chunk, LANES), F32),
         plgpu.SMEM((wgs, chunk, LANES), u.dtype),
         plgpu.SMEM((wgs, 2, 1, LANES, 4), F32),
-        plgpu.SMEM((chunk, wgs * LANES), F32),
+        plgpu.SMEM((wgs, chunk, LANES), F32),
     ]
-    return plan.launch(kernel, tuple(out), scratch)(
+    return plan.launch(kernel, tuple(out), scratch, plan.splits)(
         *given(tokens, u, dt, dy, z, BC, A2, D, dt_bias, starts, dfinal, *(carries or ()))
     )

@@ -10,11 +10,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
-from zigma_kernels.selective_scan.mosaic_plan import F32, GROUP, Place, Plan, given, shape, softplus, softplus_and_sigmoid
+from zigma_kernels.selective_scan.mosaic_plan import F32, GROUP, Place, Plan, decay, given, shape, softplus, softplus_and_sigmoid
 
 
 def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
-    """(carry (q, splits, n, d), sum of delta (q, splits, 1, d)), of all parts but the one that no other needs.
+    """(carry (q, pieces, n, d), sum of delta (q, pieces, 1, d)), by pieces of all splits but the one none else needs.
 
     Forward, x is u and z None; in reverse, x is dy.
     """
@@ -27,13 +27,13 @@ def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
         z_g = next(refs) if z is not None else None
         BC_g, A_g, bias_g, carry_g, total_g, BC_s = refs
         place = Place(plan, tokens_g)
-        place.split = place.split + 1 if reverse else place.split
         here = place.channels
         A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
         dt_bias = lanes.row(bias_g.at[here])
-        first = place.split * plan.chunks_per_split * chunk
-        count = jnp.minimum(plan.chunks_per_split, plan.chunks - place.split * plan.chunks_per_split)
-        groups = count * (chunk // GROUP)
+        piece = place.part + plan.pieces * reverse
+        chunks = plan.chunks_per_split // plan.pieces
+        first = piece * chunks * chunk
+        groups = jnp.clip(plan.chunks - piece * chunks, 0, chunks) * (chunk // GROUP)
 
         def at(i):
             return first + (groups - 1 - i if reverse else i) * GROUP
@@ -71,8 +71,8 @@ def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
             ]
             for k in range(n):
                 for t in reversed(range(GROUP)) if reverse else range(GROUP):
-                    decay = jnp.exp2(delta[t] * A2[k])
-                    h[k] = decay * (h[k] + factor[t] * P[t][k]) if reverse else decay * h[k] + factor[t] * P[t][k]
+                    a, x = decay(delta[t], A2[k], k), factor[t] * P[t][k]
+                    h[k] = a * (h[k] + x) if reverse else a * h[k] + x
             for t in range(GROUP):
                 total = total + delta[t]
             return tuple(h), total, after, later, rows
@@ -87,28 +87,30 @@ def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
             place.rows(at(2)),
         )
         h, total, *_ = lax.fori_loop(0, groups, group, carry)
-        place.put_states(carry_g, h, place.split)
-        place.put_states(total_g, [total], place.split)
+        place.put_states(carry_g, h, piece)
+        place.put_states(total_g, [total], piece)
 
-    out = shape(plan.sequences, plan.splits, n, plan.channels), shape(plan.sequences, plan.splits, 1, plan.channels)
+    pieces = plan.splits * plan.pieces
+    out = shape(plan.sequences, pieces, n, plan.channels), shape(plan.sequences, pieces, 1, plan.channels)
     scratch = [plgpu.SMEM((plan.warpgroups, 2, GROUP * 2 * n), F32)]
-    run = plan.launch(kernel, out, scratch, splits=plan.splits - 1)
+    run = plan.launch(kernel, out, scratch, pieces - plan.pieces)
     return run(*given(tokens, x, dt, z, BC, A2, dt_bias))
 
 
 def enter(place: Place, A2, state, carry_g, total_g, reverse):
     """The state that enters this part, from the one that enters the sequence."""
-    at_once, splits = 8, place.plan.splits  # parts read at once, lest each wait for the one before
-    before = splits - 1 - place.split if reverse else place.split
+    at_once = 8  # pieces read at once, lest each wait for the one before
+    pieces = place.plan.splits * place.plan.pieces
+    before = (place.plan.splits - 1 - place.part if reverse else place.part) * place.plan.pieces
 
-    def parts(i, state):
+    def several(i, state):
         for j in range(at_once):
             past = i * at_once + j
-            s = jnp.clip(splits - 1 - past if reverse else past, 0, splits - 1)
-            s = jnp.maximum(s, 1) if reverse else jnp.minimum(s, splits - 2)
-            (total,) = place.states(total_g, s)
-            after = [jnp.exp2(total * A2[k]) * h + c for k, (h, c) in enumerate(zip(state, place.states(carry_g, s)))]
-            state = tuple(jnp.where(past < before, x, h) for x, h in zip(after, state))
+            piece = pieces - 1 - jnp.minimum(past, before - 1) if reverse else jnp.minimum(past, before - 1)
+            (total,) = place.states(total_g, piece)
+            carry = place.states(carry_g, piece)
+            after = [jnp.exp2(total * A2[k]) * state[k] + carry[k] for k in range(len(state))]
+            state = tuple(jnp.where(past < before, x, h) for x, h in zip(after, state, strict=True))
         return state
 
-    return lax.fori_loop(0, (before + at_once - 1) // at_once, parts, tuple(state))
+    return lax.fori_loop(0, (before + at_once - 1) // at_once, several, tuple(state))

@@ -7,7 +7,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
 from zigma_kernels.selective_scan.mosaic_carry import enter
-from zigma_kernels.selective_scan.mosaic_plan import F32, GROUP, Place, Plan, given, shape, softplus, softplus_and_sigmoid
+from zigma_kernels.selective_scan.mosaic_plan import F32, GROUP, Place, Plan, decay, given, shape, softplus, softplus_and_sigmoid
 
 
 def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, state):
@@ -29,7 +29,7 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         here, batch = place.channels, place.batch
         A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
         skip, dt_bias = lanes.row(D_g.at[here]), lanes.row(bias_g.at[here])
-        first = place.split * plan.chunks_per_split
+        first = place.part * plan.chunks_per_split
         count = jnp.minimum(plan.chunks_per_split, plan.chunks - first)
 
         def read(rows):
@@ -54,7 +54,7 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         def group(start, i, carry):
             h, now, rows, raw, next_rows, later_rows = carry
             at = start + i * GROUP
-            parity = lax.rem(i, 2)
+            parity = lax.rem(at // GROUP, 2)
             lanes.sync_warpgroup()
             BC_s[place.warpgroup, 1 - parity, :] = raw[3]
             later = read(later_rows)
@@ -65,7 +65,7 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
             BC = [lanes.spread(BC_s.at[place.warpgroup, parity, pl.ds(2 * n * t, 2 * n)]) for t in range(GROUP)]
             for k in range(n):
                 for t in range(GROUP):
-                    h[k] = jnp.exp2(delta[t] * A2[k]) * h[k] + du[t] * BC[t][k]
+                    h[k] = decay(delta[t], A2[k], k) * h[k] + du[t] * BC[t][k]
                     y[t] = y[t] + h[k] * BC[t][n + k]
             for t in range(GROUP):
                 y_t = (y[t] if z is None else y[t] * gate[t]).astype(u.dtype)
@@ -88,17 +88,16 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         start = first * chunk
         rows, next_rows = place.rows(start), place.rows(start + GROUP)
         raw = read(rows)
-        BC_s[place.warpgroup, 0, :] = raw[3]
+        BC_s[place.warpgroup, lax.rem(start // GROUP, 2), :] = raw[3]
         carry = (tuple(h), prepare(start, raw), rows, read(next_rows), next_rows, place.rows(start + 2 * GROUP))
         h = lax.fori_loop(0, count, one_chunk, carry)[0]
-        place.put_states(final_g, h, place.split)
+        place.put_states(final_g, h, place.part)
 
     q, d = plan.sequences, plan.channels
     out = [shape(*u.shape, dtype=u.dtype), shape(q, plan.splits, n, d)]
     if keep:
         out.append(shape(q, plan.chunks, n // 2, d, dtype=jnp.int32) if packed else shape(q, plan.chunks, n, d))
     scratch = [plgpu.SMEM((plan.warpgroups, 2, GROUP * 2 * n), F32)]
-    assert (chunk // GROUP) % 2 == 0  # parity carries on from chunk to chunk
-    return plan.launch(kernel, tuple(out), scratch)(
+    return plan.launch(kernel, tuple(out), scratch, plan.splits)(
         *given(tokens, u, dt, z, BC, A2, D, dt_bias, state, *(carries or ()))
     )

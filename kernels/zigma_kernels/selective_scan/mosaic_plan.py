@@ -27,45 +27,74 @@ class Plan:
     """How a scan is laid out on the GPU.
 
     Attributes:
-        batch, length, channels, states: of the call; length is that of one segment.
+        sequences, length, channels, states: q = batch x segments; L of one segment; d; n.
         segments: independent sequences of each sample.
         chunk: tokens between the states that the forward pass keeps; a multiple of GROUP.
-        splits: parts of a sequence, scanned at the same time.
         warpgroups: of 128 threads, in a block.
+        splits: parts of a sequence, scanned at the same time.
+        chunks_per_split: in each but the last of them, which may have fewer.
+        pieces: parts of a split whose carries are found at the same time.
     """
 
-    batch: int
+    sequences: int
     length: int
     channels: int
     states: int
     segments: int
     chunk: int
-    splits: int
     warpgroups: int
+    splits: int = 1
+    chunks_per_split: int = 0
+    pieces: int = 1
 
-    @property
-    def sequences(self) -> int:
-        return self.batch * self.segments
+    @classmethod
+    def choose(cls, sequences, length, channels, states, segments, dtype, multiprocessors):
+        """The plan for this shape: enough blocks to occupy every multiprocessor, in whole waves, one a processor."""
+        chunk = 16
+        columns, chunks = channels // LANES, -(-length // chunk)
+        warpgroups = min(3 if jnp.dtype(dtype).itemsize == 2 else 2, columns)  # what shared memory has room for
+        blocks = sequences * -(-columns // warpgroups)
+
+        def waves(parts, of=1):
+            return -(-blocks * parts // multiprocessors) / of
+
+        def cost(splits):  # of a part; the carries cost about 0.35 of the scan, and chaining them a little each
+            return waves(splits, splits) * (1 if splits == 1 else 1.35) + 0.001 * splits
+
+        per_split = -(-chunks // min(range(1, max(1, min(64, chunks // 2)) + 1), key=cost))
+        splits = -(-chunks // per_split)
+        pieces = min((r for r in (1, 2, 4) if per_split % r == 0), key=lambda r: waves((splits - 1) * r, r))
+        return cls(sequences, length, channels, states, segments, chunk, warpgroups, splits, per_split, pieces)
 
     @property
     def chunks(self) -> int:
         return -(-self.length // self.chunk)
 
     @property
-    def chunks_per_split(self) -> int:
-        return -(-self.chunks // self.splits)
+    def columns(self) -> int:
+        """Blocks of 128 channels."""
+        return self.channels // LANES
 
     @property
     def ragged(self) -> bool:
         """Whether the last chunk is not full."""
         return self.length % self.chunk != 0
 
-    def launch(self, kernel, out, scratch, splits=None):
+    def launch(self, kernel, out, scratch, parts):
+        """The kernel, run for every sequence, part and column."""
+
+        def body(*refs):
+            here = lax.axis_index("block") * self.warpgroups + lax.axis_index("warpgroup")
+            if self.columns % self.warpgroups:
+                pl.when(here < self.columns)(lambda: kernel(*refs))
+            else:
+                kernel(*refs)
+
         return plgpu.kernel(
-            kernel,
+            body,
             out_type=out,
-            grid=(self.sequences, self.splits if splits is None else splits, self.channels // (LANES * self.warpgroups)),
-            grid_names=("sequence", "split", "block"),
+            grid=(self.sequences, parts, -(-self.columns // self.warpgroups)),
+            grid_names=("sequence", "part", "block"),
             num_threads=self.warpgroups,
             thread_name="warpgroup",
             scratch_types=scratch,
@@ -74,16 +103,16 @@ class Plan:
 
 
 class Place:
-    """Inside a kernel: which sequence, split and channels this warpgroup works on."""
+    """Inside a kernel: which sequence, part and channels this warpgroup works on."""
 
     def __init__(self, plan: Plan, tokens):
         self.plan, self.tokens = plan, tokens
-        self.sequence, self.split = lax.axis_index("sequence"), lax.axis_index("split")
+        self.sequence, self.part = lax.axis_index("sequence"), lax.axis_index("part")
         self.batch = self.sequence // plan.segments
         self.first = (self.sequence % plan.segments) * plan.length  # rank, in the visiting order, of the first token
         self.warpgroup = lax.axis_index("warpgroup")
-        self.block = lax.axis_index("block")
-        self.channels = pl.ds((self.block * plan.warpgroups + self.warpgroup) * LANES, LANES)
+        self.column = lax.axis_index("block") * plan.warpgroups + self.warpgroup
+        self.channels = pl.ds(self.column * LANES, LANES)
 
     def rows(self, i):
         """Where in memory the GROUP tokens lie that are visited i-th and after; past the end, the last one."""
@@ -108,13 +137,13 @@ class Place:
 def softplus(x):
     """log(1 + exp(x)), accurate where it is small: 2 atanh(p / (2 + p)) for p = exp(-|x|)."""
     p = jnp.exp(-jnp.abs(x))
-    return _softplus(x, p / (2.0 + p))
+    return _softplus(x, p * lanes.reciprocal(2.0 + p))
 
 
 def softplus_and_sigmoid(x, z):
     """(softplus(x), sigmoid(z)) with one division for both: the unit that divides is the busy one."""
     p, q = jnp.exp(-jnp.abs(x)), jnp.exp(-jnp.abs(z))
-    one = 1.0 / ((2.0 + p) * (1.0 + q))
+    one = lanes.reciprocal((2.0 + p) * (1.0 + q))
     return _softplus(x, p * (1.0 + q) * one), jnp.where(z < 0, q, 1.0) * (2.0 + p) * one
 
 
@@ -128,6 +157,16 @@ def sigmoid_of_softplus(delta):
     """sigmoid(x) from softplus(x): 1 - exp(-delta), accurate where it is small."""
     small = delta * (1.0 - delta * (1 / 2 - delta * (1 / 6 - delta * (1 / 24 - delta * (1 / 120)))))
     return jnp.where(delta < 0.1, small, 1.0 - jnp.exp(-delta))
+
+
+import os
+EMULATE = int(os.environ.get('EMULATE', '0'))
+
+
+def decay(delta, a, k):
+    """exp2(delta a), of state k."""
+    x = delta * a
+    return lanes.exp2_by_fma(x) if k % 4 < EMULATE else jnp.exp2(x)
 
 
 def shape(*dims, dtype=F32):
