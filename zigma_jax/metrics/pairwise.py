@@ -27,14 +27,9 @@ def products(x: Float[Array, "a d"], y: Float[Array, "b d"]) -> Float[Array, "a 
 
 
 def squared_distances(x: Float[Array, "a d"], y: Float[Array, "b d"]) -> Float[Array, "a b"]:
-    """|x − y|² as |x|² + |y|² − 2 x · y. What rounding cannot tell from zero is zero, so that duplicates are.
-
-    Rounding is relative to |x|² + |y|²: the features should be centred.
-    """
+    """|x − y|² as |x|² + |y|² − 2 x · y. Rounding is relative to |x|² + |y|²: the features should be centred."""
     norms = jnp.square(x).sum(-1)[:, None] + jnp.square(y).sum(-1)[None]
-    rounding = jnp.finfo(jnp.float32).eps * np.sqrt(x.shape[-1])
-    squared = norms - 2 * products(x, y)
-    return jnp.where(squared > rounding * norms, squared, 0)
+    return jnp.maximum(norms - 2 * products(x, y), 0)
 
 
 def check_features(**sets: Float[np.ndarray, "_n _d"]) -> None:
