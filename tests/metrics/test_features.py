@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -49,6 +50,24 @@ def test_kept_rows_are_fewer_statistics_are_of_all():
     assert features.rows["pool"].shape == (50, 6)
     assert (everything.rows["pool"] == features.rows["pool"][:, None]).all(-1).any(1).all()
     np.testing.assert_array_equal(features.gaussians["pool"].mean, everything.gaussians["pool"].mean)
+
+
+def test_a_network_that_is_a_pytree():
+    """Its weights are copied to all devices; the same features come out."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Tree:
+        weights: jax.Array
+        name: str = dataclasses.field(metadata={"static": True}, default="tree")
+        fingerprint: str = dataclasses.field(metadata={"static": True}, default="0" * 64)
+
+        def __call__(self, images):
+            return {"pool": images[:, 0, 0].astype(jnp.float32) @ self.weights}
+
+    on_one_device = jax.device_put(jnp.asarray(np.diag([1.0, 2, 4]), jnp.float32), jax.devices()[1])
+    features = extract(Tree(on_one_device), split(16))
+    np.testing.assert_array_equal(features.rows["pool"], PICTURES[:, 0, 0] * np.array([1, 2, 4], np.float32))
 
 
 def test_compiled_once():

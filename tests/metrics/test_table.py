@@ -34,6 +34,11 @@ def test_no_other_network_has_an_fid():
     ]
 
 
+def test_a_variant_of_inception():
+    a = features_of(60, ToyNetwork(name="inception-x"))
+    assert list(compute(a, a, ["fd", "recall", "is"])) == ["FID-x", "recall-x", "IS-x", "IS-x_std"]
+
+
 def test_a_set_against_itself():
     a = features_of(60, INCEPTION)
     numbers = compute(a, a, ["fd", "sfd", "precision", "recall", "density", "coverage"])

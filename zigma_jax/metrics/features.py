@@ -1,6 +1,7 @@
 """What a network makes of a set of pictures: the features that sets are compared by."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -18,8 +19,9 @@ KEPT = ("pool", "logits")  # outputs whose every row is wanted
 
 @runtime_checkable
 class FeatureExtractor(Protocol):
-    """A network that features come from; `jax.jit` can compile it.
+    """A network that features come from, such as `networks.load_network` gives.
 
+    If it is a pytree, its arrays are its weights, and are copied to every device once. `jax.jit` can compile a call.
     Outputs, float32: "pool" (b, d); where there are any, "logits" (b, classes) before the softmax and "spatial" (b, e),
     of a layer that still has positions.
     """
@@ -77,7 +79,11 @@ def extract(
     """
     mesh = Mesh(np.asarray(jax.devices()), ("data",)) if mesh is None else mesh
     divided = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    run = jax.jit(lambda images: extractor(images), out_shardings=divided)
+    if jax.tree_util.all_leaves([extractor]):  # no pytree: its weights are constants
+        run = jax.jit(lambda images: extractor(images), out_shardings=divided)
+    else:
+        weights = jax.device_put(extractor, NamedSharding(mesh, PartitionSpec()))
+        run = functools.partial(jax.jit(lambda network, images: network(images), out_shardings=divided), weights)
     moments: dict[str, Moments] = {}
     sample = Sample(keep)
     largest, count, size = 0, 0, None

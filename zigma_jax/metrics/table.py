@@ -28,8 +28,8 @@ def compute(features: Features, reference: Features, names: Sequence[str] | None
         "density", "coverage", "is" inception score (of `features` alone).
 
     Returns values by the name to print, in the order asked for. Of the network "inception" these are FID, sFID, KID,
-    KID_std, KID-full, precision, …, IS, IS_std; of another, NAME, they are FD-NAME, sFD-NAME, KD-NAME, KD-NAME_std,
-    precision-NAME, …: no number passes for an FID that isn't one.
+    KID_std, KID-full, precision, …, IS, IS_std; of a variant inception-X, FID-X and so on; of another network, NAME,
+    they are FD-NAME, sFD-NAME, KD-NAME, KD-NAME_std, precision-NAME, …: no number passes for an FID that isn't one.
 
     Warns:
         FewSamplesWarning: a Fréchet distance with no more samples than feature dimensions; pictures of other sizes.
@@ -79,8 +79,8 @@ def _put(table: dict[str, float], label: str, mean_and_std: tuple[float, float])
 
 
 def _label(name: str, network: str) -> str:
-    if network == "inception":
-        return _INCEPTION.get(name, name)
+    if network == "inception" or network.startswith("inception-"):
+        return _INCEPTION.get(name, name) + network.removeprefix("inception")
     return f"{_OTHERS.get(name, name)}-{network}"
 
 
