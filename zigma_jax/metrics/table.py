@@ -32,7 +32,8 @@ def compute(features: Features, reference: Features, names: Sequence[str] | None
     they are FD-NAME, sFD-NAME, KD-NAME, KD-NAME_std, precision-NAME, …: no number passes for an FID that isn't one.
 
     Warns:
-        FewSamplesWarning: a Fréchet distance with no more samples than feature dimensions; pictures of other sizes.
+        FewSamplesWarning: a Fréchet distance with no more samples than feature dimensions.
+        UserWarning: pictures of one size against those of another.
 
     Raises:
         ValueError: an unknown name, features of different networks, or features that a named metric needs and that
