@@ -26,8 +26,8 @@ class Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean difference|² + tr(A + B − 2 (A B)^½), in the square of the features' unit.
 
-    (A B)^½ has the trace of (A^½ B A^½)^½, which is symmetric: its eigenvalues are real and stable where the
-    covariances are singular.
+    (A B)^½ has the trace of (Hᵀ B H)^½ where A = H Hᵀ, which is symmetric: its eigenvalues are real and stable where
+    the covariances are singular.
 
     Raises:
         ValueError: the features differ in dimension.
@@ -35,8 +35,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions are not of the same network")
     values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(_without_noise(values))) @ vectors.T
-    overlap = np.sqrt(_without_noise(np.linalg.eigvalsh(root @ b.covariance @ root))).sum()
+    half = vectors * np.sqrt(_without_noise(values))
+    overlap = np.sqrt(_without_noise(np.linalg.eigvalsh(half.T @ b.covariance @ half))).sum()
     distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
     return float(distance)
 
