@@ -20,7 +20,7 @@ def test_every_kind_of_tensor():
     state = file["state"]
     assert list(state) == ["a", "b", "n", "h", "p", "empty", "c"]
     np.testing.assert_array_equal(state["a"], np.arange(6, dtype=np.float32).reshape(2, 3))
-    np.testing.assert_array_equal(state["b"], np.float32([4, 6, 8]))
+    np.testing.assert_array_equal(state["b"], np.array([4, 6, 8], np.float32))
     np.testing.assert_array_equal(state["h"], np.array([1.5, -2], ml_dtypes.bfloat16))
     np.testing.assert_array_equal(state["p"], np.ones(2, np.float32))
     np.testing.assert_array_equal(state["c"], np.array([1 + 2j], np.complex64))
