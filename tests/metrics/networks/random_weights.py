@@ -1,8 +1,10 @@
 """Weights and pictures out of nothing, the same on every machine: goldens hold only what networks made of them."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -21,6 +23,12 @@ def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     return {
         name: random_tensor(name, shape) for name, shape in shapes.items() if not name.endswith("num_batches_tracked")
     }
+
+
+def avatars() -> np.ndarray:
+    """Four faces of the avatars data set, uint8 (4, 64, 64, 3)."""
+    strip = np.asarray(Image.open(Path(__file__).parents[2] / "goldens" / "avatars.png"))
+    return np.stack(np.split(strip, 4, axis=1))
 
 
 def random_images(*shape: int) -> np.ndarray:

@@ -3,8 +3,8 @@
 | name | network | "pool" | besides |
 |---|---|---|---|
 | `effnet` | EfficientNet-Lite0, weights in a package | 1280 | "logits" 1000 |
-| `inception` | InceptionV3 of FID, pictures prepared as its TensorFlow graph does | 2048 | "logits" 1008, "spatial" 2023 |
-| `inception-pytorch-fid` | the same, pictures prepared as pytorch-fid does | 2048 | "logits" 1008, "spatial" 2023 |
+| `inception` | InceptionV3 of FID, pictures prepared as in TensorFlow | 2048 | "logits" 1008, "spatial" 2023 |
+| `inception-pytorch-fid` | the same, pictures prepared as in pytorch-fid | 2048 | "logits" 1008, "spatial" 2023 |
 | `dinov2-vits14`, `-vitb14`, `-vitl14` | DINOv2 | 384, 768, 1024 | |
 | `dinov2-vits14-reg`, … | DINOv2 with registers | 384, 768, 1024 | |
 """

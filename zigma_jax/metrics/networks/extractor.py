@@ -1,6 +1,7 @@
 """What every network looks like from outside: pictures in, named features out."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -54,11 +55,11 @@ class Extractor:
             raise ValueError(f"images have dtype {images.dtype}: {self.name} takes uint8, 0 … 255")
         if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
             raise ValueError(f"images have shape {images.shape}: {self.name} takes (batch, height, width, 3)")
-        return _extract(self, images)
+        return _extract(self.graphdef, self.weights, images)
 
 
-@jax.jit
-def _extract(extractor: Extractor, images: Array) -> dict[str, Array]:
+@partial(jax.jit, static_argnums=0)
+def _extract(graphdef, weights, images):
     # GPUs and TPUs would otherwise round the factors of every product to 10 or 8 bits.
     with jax.default_matmul_precision("highest"):
-        return nnx.merge(extractor.graphdef, extractor.weights)(images)
+        return nnx.merge(graphdef, weights)(images)

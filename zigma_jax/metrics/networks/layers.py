@@ -11,8 +11,6 @@ from jaxtyping import Array, Float
 
 from zigma_jax.metrics.networks.weight_file import WeightFile
 
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _EPSILON = 1e-3  # of the batch norms of both networks
 
 
