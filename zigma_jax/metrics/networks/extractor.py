@@ -21,6 +21,9 @@ class Network(nnx.Module):
 class Extractor:
     """A network with its weights: a pytree, to be given to jit and `jax.device_put` as it is.
 
+    Pictures sharded over several devices are taken as they are; `jax.device_put(extractor, replicated sharding)` once
+    beforehand saves copying the weights at every call.
+
     Attributes:
         weights: the network's arrays, float32, as an `nnx.State`.
         graphdef: its structure, an `nnx.GraphDef`; `nnx.merge(graphdef, weights)` is the module.

@@ -5,7 +5,6 @@ block's pooling branch, other weights. Layers bear the names of pytorch-fid's fi
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +47,7 @@ class InceptionV3(Network):
     dim = 2048
 
     def __init__(self, file: WeightFile, *, prepare: Callable[[Array], Array]):
-        conv = partial(_conv, file)
+        conv = _convs(file)
         self.prepare = prepare
         self.stem = nnx.Sequential(
             conv("Conv2d_1a_3x3", 3, 32, 3, stride=2),
@@ -60,19 +59,19 @@ class InceptionV3(Network):
             _max_pool,
         )
         self.to_spatial = nnx.Sequential(
-            _mixed_a(partial(conv, "Mixed_5b."), 192, 32),
-            _mixed_a(partial(conv, "Mixed_5c."), 256, 64),
-            _mixed_a(partial(conv, "Mixed_5d."), 288, 64),
-            _mixed_b(partial(conv, "Mixed_6a."), 288),
-            _mixed_c(partial(conv, "Mixed_6b."), 128),
-            _mixed_c(partial(conv, "Mixed_6c."), 160),
-            _mixed_c(partial(conv, "Mixed_6d."), 160),
+            _mixed_a(_convs(file, "Mixed_5b."), 192, 32),
+            _mixed_a(_convs(file, "Mixed_5c."), 256, 64),
+            _mixed_a(_convs(file, "Mixed_5d."), 288, 64),
+            _mixed_b(_convs(file, "Mixed_6a."), 288),
+            _mixed_c(_convs(file, "Mixed_6b."), 128),
+            _mixed_c(_convs(file, "Mixed_6c."), 160),
+            _mixed_c(_convs(file, "Mixed_6d."), 160),
         )
         self.to_pool = nnx.Sequential(
-            _mixed_c(partial(conv, "Mixed_6e."), 192),
-            _mixed_d(partial(conv, "Mixed_7a.")),
-            _mixed_e(partial(conv, "Mixed_7b."), 1280, _average_same),
-            _mixed_e(partial(conv, "Mixed_7c."), 2048, _max_same),
+            _mixed_c(_convs(file, "Mixed_6e."), 192),
+            _mixed_d(_convs(file, "Mixed_7a.")),
+            _mixed_e(_convs(file, "Mixed_7b."), 1280, _average_same),
+            _mixed_e(_convs(file, "Mixed_7c."), 2048, _max_same),
         )
         self.kernel = nnx.Param(jnp.asarray(file.take("fc.weight", 1008, self.dim).T))
         file.take("fc.bias", 1008)  # in every file, in no score
@@ -102,13 +101,16 @@ class _Parallel(nnx.Module):
         return jnp.concatenate([way(x) for way in self.ways], axis=-1)
 
 
-def _conv(file: WeightFile, *name_and_sizes, stride: int = 1, padding: str = "SAME") -> _Conv:
-    """`_conv(file, *parts of the name, in, out, window)`; a stride of 2 goes with no padding."""
-    *parts, into, out, window = name_and_sizes
-    name = "".join(parts)
-    window = (window, window) if isinstance(window, int) else window
-    padding = "VALID" if stride == 2 else padding
-    return _Conv(ConvNorm(file, f"{name}.conv", f"{name}.bn", (into, out), window, stride=stride, padding=padding))
+def _convs(file: WeightFile, block: str = "") -> Callable[..., _Conv]:
+    """`conv(name, channels in, channels out, window)` within a block; a stride of 2 goes with no padding."""
+
+    def conv(name: str, into: int, out: int, window: int | tuple[int, int], *, stride=1, padding="SAME") -> _Conv:
+        window = (window, window) if isinstance(window, int) else window
+        padding = "VALID" if stride == 2 else padding
+        name = f"{block}{name}"
+        return _Conv(ConvNorm(file, f"{name}.conv", f"{name}.bn", (into, out), window, stride=stride, padding=padding))
+
+    return conv
 
 
 _chain = nnx.Sequential
