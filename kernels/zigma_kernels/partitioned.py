@@ -211,8 +211,10 @@ def _lost(names, divided) -> tuple[str, ...]:
 def _fingerprint(traced) -> np.ndarray:
     """A digest of a function, as an operand of its call.
 
-    What a custom-partitioned call does is no part of the program that XLA is given, nor of its key in JAX's
-    compilation cache: without this, a program would be taken for another that differs in nothing but its kernels.
+    XLA's program names a custom-partitioned call by an address alone, which JAX leaves out of the key of its
+    persistent cache if `jax_remove_custom_partitioning_ptr_from_cache_key` is set (otherwise no later process
+    finds what one has compiled). Without this operand, programs that differ in their kernels alone would then be
+    taken for one another.
     """
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())
     return np.frombuffer(digest.digest()[:16], np.uint32)

@@ -263,8 +263,11 @@ def test_gradients_have_their_arguments_dtypes(mesh):
 
 
 def test_programs_that_differ_in_their_kernels_alone_are_cached_apart(mesh, tmp_path):
-    """JAX's persistent cache leaves out of a program's key what a partitioned call does."""
-    settings = {"jax_compilation_cache_dir": str(tmp_path), "jax_persistent_cache_min_compile_time_secs": 0}
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_remove_custom_partitioning_ptr_from_cache_key": True,
+    }
     before = {name: getattr(jax.config, name) for name in settings}
 
     def configure(settings):
@@ -276,13 +279,17 @@ def test_programs_that_differ_in_their_kernels_alone_are_cached_apart(mesh, tmp_
         axes = dict.fromkeys(("arguments", "results", "saved"), "b d")
         op = opaque_op(lambda _, x: (kernel(x), x), lambda *_: None, **axes)
         x = jax.device_put(jnp.ones((8, 16)), NamedSharding(mesh, P(EVERY)))
-        return float(jax.jit(lambda x: op(None, x)[0])(x)[0, 1])
+        
+        def partitioned(x):
+            return op(None, x)[0]
+
+        return float(jax.jit(partitioned)(x)[0, 1])
 
     table = np.arange(16, dtype=np.float32)
     configure(settings)
     try:
         assert [run(lambda x: 2 * x), run(lambda x: 3 * x), run(lambda x: 2 * x)] == [2, 3, 2]
         assert [run(lambda x: table * x), run(lambda x: (table + 1) * x)] == [1, 2]
-        assert list(tmp_path.iterdir())
+        assert len(list(tmp_path.glob("jit_partitioned-*"))) == 4  # the third was found
     finally:
         configure(before)
