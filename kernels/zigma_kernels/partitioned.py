@@ -30,7 +30,7 @@ def opaque_op(
     *,
     arguments: str,
     results: str,
-    saved: str,
+    saved: str = "",
     channels: int = 1,
 ) -> Callable[..., Any]:
     """The op (visit, *arguments) -> results of a kernel's two passes.
@@ -54,7 +54,7 @@ def opaque_op(
     Args:
         forward, backward: the passes.
         arguments, results: axes of the op's arrays.
-        saved: axes of what the forward pass keeps for the backward pass beside the arguments.
+        saved: axes of what the forward pass keeps for the backward pass beside the arguments; "" for nothing.
         channels: the kernel takes multiples of so many channels. Where dividing them would leave a device with
             another number, they are gathered.
 
@@ -87,7 +87,7 @@ def opaque_op(
 
 
 def _axes(names: str) -> list[Axes]:
-    return [tuple(array.split()) for array in names.split(",")]
+    return [tuple(array.split()) for array in names.split(",")] if names else []
 
 
 def _mappable(function, of_inputs, of_outputs, channels):

@@ -279,7 +279,7 @@ def test_programs_that_differ_in_their_kernels_alone_are_cached_apart(mesh, tmp_
         axes = dict.fromkeys(("arguments", "results", "saved"), "b d")
         op = opaque_op(lambda _, x: (kernel(x), x), lambda *_: None, **axes)
         x = jax.device_put(jnp.ones((8, 16)), NamedSharding(mesh, P(EVERY)))
-        
+
         def partitioned(x):
             return op(None, x)[0]
 
