@@ -38,7 +38,8 @@ def opaque_op(
     `forward(visit, *arguments)` returns the tuple (*results, *saved); `backward(visit, *saved, *gradients of the
     results, *arguments)` the tuple of the arguments' gradients. Both see local arrays: on each device a part of
     the batch and of the channels, and the samples of all calls that vmap maps as one batch. What depends on the
-    sizes of these two axes is decided inside, and no other size of a result may depend on them.
+    sizes of these two axes is decided inside, no other size of a result may depend on them, and a call that is
+    refused (with NotImplementedError) is refused whatever they are: by then it is too late for another choice.
 
     The axes of the arrays are given by name, one array after the other: ``"b L d, b L n, d"``. Axis ``b`` is the
     batch and ``d`` the channels; other names are free, and those axes are never divided. An argument may be
@@ -58,7 +59,8 @@ def opaque_op(
         channels: the kernel takes multiples of so many channels. Where dividing them would leave a device with
             another number, they are gathered.
 
-    The op has no forward mode and no second derivative.
+    The op has no forward mode and no second derivative. It refuses, with NotImplementedError, to run under a
+    shard_map over some of a mesh's axes, where no partitioner could divide it over the others.
     """
     of_arguments, of_results, of_saved = map(_axes, (arguments, results, saved))
     of_gradients = [axes if BATCH in axes else (BATCH, *axes) for axes in of_arguments]
