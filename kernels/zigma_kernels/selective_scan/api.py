@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from zigma_kernels.dispatch import Implementation, dispatch, vary_alike
+from zigma_kernels.dispatch import Implementation, dispatch
+from zigma_kernels.partitioned import vary_alike
 from zigma_kernels.selective_scan import reference, xla
 from zigma_kernels.visiting import Order, check_order, num_segments
 
@@ -60,8 +61,8 @@ def selective_scan(
         initial_state: state before the first visited token, zero if omitted: (b, d, n), and
             (b, segments, d, n) for a GridPath with more than one segment.
         return_final_state: whether to return the state after the last visited token as well.
-        implementation: None for the fastest that supports the call, or a name from `IMPLEMENTATIONS`, which
-            never falls back to another.
+        implementation: None for the fastest that supports the call on this machine (`zigma_kernels.explain`
+            says which and why), or a name from `IMPLEMENTATIONS`, which never falls back to another.
 
     Returns:
         y (b, L, d) in u's dtype; with `return_final_state`, (y, final state), the state shaped as
