@@ -88,7 +88,7 @@ class Plan:
     def of(cls, x, past, channels):
         batch, L, d = x.shape
         length = L // past.shape[1]
-        channels = THREADS * next(n for n in (channels, 2, 1) if n <= channels and d % (THREADS * n) == 0)
+        channels = THREADS * next(n for n in (8, 4, 2, 1) if n <= channels and d % (THREADS * n) == 0)
         group = 8 if length % 8 == 0 else 4
         tile = LARGEST_TILE
         while tile > 16 and batch * (L // tile) * (d // channels) < ENOUGH_PROGRAMS:
@@ -113,7 +113,7 @@ class Plan:
 
     @property
     def layout(self):
-        return plgpu.Layout.WG_STRIDED((self.channels,), 1)
+        return plgpu.Layout.WG_STRIDED((self.channels,), self.channels // THREADS)
 
     def launch(self, kernel, out_type, *operands):
         params = plgpu.CompilerParams(
@@ -121,16 +121,15 @@ class Plan:
             unsafe_no_auto_barriers=True,  # safe: no memory is both read and written
             lowering_semantics=plgpu.LoweringSemantics.Lane,
         )
-        grid = (self.batch * self.spans * self.blocks,)
+        grid = {"entry": self.batch, "span": self.spans, "block": self.blocks}
         return plgpu.kernel(
-            kernel, out_type=out_type, grid=grid, grid_names=("program",), compiler_params=params
+            kernel, out_type=out_type, grid=tuple(grid.values()), grid_names=tuple(grid), compiler_params=params
         )(*operands)
 
     def program(self):
         """(batch entry, span, slice of channels) of this program."""
-        i = lax.axis_index("program")
-        i, block = lax.div(i, self.blocks), lax.rem(i, self.blocks)
-        return lax.div(i, self.spans), lax.rem(i, self.spans), pl.ds(block * self.channels, self.channels)
+        entry, span, block = (lax.axis_index(name) for name in ("entry", "span", "block"))
+        return entry, span, pl.ds(block * self.channels, self.channels)
 
     def for_each_tile(self, span, body, carry):
         """carry = body(segment, rank in it of the tile's first token, number of groups, carry), tile by tile."""
@@ -180,7 +179,7 @@ def _forward(plan, activation, x, weight, bias, past, tokens, y):
             visited = [plan.visited(tokens, segment, rank) for rank in ranks]
             rows = [plan.load(x, entry, t, here) for t in visited]
             for rank, t, row in zip(ranks, visited, rows, strict=True):
-                out = _weighted(taps, (*window, row)) + offset
+                out = _weighted(taps, (*window, row), offset)
                 out = out * _sigmoid(out) if activation else out
                 with_rank = rank < plan.length if plan.ragged else None
                 _store(y, (entry, t, here), out, with_rank)
@@ -202,7 +201,7 @@ def _backward(plan, activation, x, weight, bias, past, tokens, dy, dx, dpast, sh
         """Of the pre-activation."""
         if not activation:
             return dy
-        pre = _weighted(taps, window) + offset
+        pre = _weighted(taps, window, offset)
         gate = _sigmoid(pre)
         return dy * gate * (1 + pre * (1 - gate))
 
@@ -249,13 +248,14 @@ def _backward(plan, activation, x, weight, bias, past, tokens, dy, dx, dpast, sh
         shares[entry, span, k, here] = total
 
 
-def _weighted(taps, rows):
-    first, *others = (tap * row for tap, row in zip(taps, rows, strict=True))
-    return functools.reduce(jnp.add, others, first)
+def _weighted(taps, rows, total=None):
+    for tap, row in zip(taps, rows, strict=True):
+        total = tap * row if total is None else total + tap * row
+    return total
 
 
 def _sigmoid(x):
-    # One instruction each for the exponential and the root; a division is ten.
+    # An approximate root is one instruction, a division several.
     root = lax.rsqrt(1 + jnp.exp(-x))
     return root * root
 
