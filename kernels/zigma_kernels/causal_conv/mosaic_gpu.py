@@ -17,9 +17,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from zigma_kernels.partitioned import vary_alike
 from zigma_kernels.visiting import Visit
 
 THREADS = 128
+LARGEST_GRID = 2**16 - 1
 LARGEST_TILE = 128  # tokens of a program
 ENOUGH_PROGRAMS = 1024  # to fill a GPU; with fewer, tiles are made smaller
 FORWARD_CHANNELS = 4  # of a thread, at most
@@ -45,7 +47,7 @@ def _conv(x, weight, bias, past, tokens, activation):
     """x (b, L, d); weight (width, d); bias (d,); past (b, segments, width - 1, d); tokens (L,) -> y (b, L, d)"""
     plan = Plan.of(x, past, FORWARD_CHANNELS)
     kernel = functools.partial(_forward, plan, activation)
-    return plan.launch(kernel, _like(x, x.shape), x, weight, bias, past, tokens)
+    return plan.launch(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), x, weight, bias, past, tokens)
 
 
 def _conv_fwd(x, weight, bias, past, tokens, activation):
@@ -55,8 +57,8 @@ def _conv_fwd(x, weight, bias, past, tokens, activation):
 def _conv_bwd(activation, residuals, dy):
     x, weight, _, past, _ = residuals
     plan = Plan.of(x, past, BACKWARD_CHANNELS)
-    shares = _like(x, (plan.batch, plan.spans, len(weight) + 1, x.shape[2]), jnp.float32)
-    out_type = (_like(x, x.shape), _like(past, past.shape), shares)
+    shares = jax.ShapeDtypeStruct((plan.batch, plan.spans, len(weight) + 1, x.shape[2]), jnp.float32)
+    out_type = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, past, shares))
     kernel = functools.partial(_backward, plan, activation)
     dx, dpast, shares = plan.launch(kernel, out_type, *residuals, dy)
     sums = jnp.sum(shares, axis=(0, 1))
@@ -116,15 +118,18 @@ class Plan:
         return plgpu.Layout.WG_STRIDED((self.channels,), self.channels // THREADS)
 
     def launch(self, kernel, out_type, *operands):
+        if max(self.batch, self.spans) > LARGEST_GRID:
+            raise NotImplementedError(f"batch {self.batch} and {self.spans} tiles: CUDA allows {LARGEST_GRID} of each")
         params = plgpu.CompilerParams(
             approx_math=True,
             unsafe_no_auto_barriers=True,  # safe: no memory is both read and written
             lowering_semantics=plgpu.LoweringSemantics.Lane,
         )
         grid = {"entry": self.batch, "span": self.spans, "block": self.blocks}
-        return plgpu.kernel(
+        call = plgpu.kernel(
             kernel, out_type=out_type, grid=tuple(grid.values()), grid_names=tuple(grid), compiler_params=params
-        )(*operands)
+        )
+        return vary_alike((operands[0], call(*operands)))[1]  # a kernel's outputs are not marked by themselves
 
     def program(self):
         """(batch entry, span, slice of channels) of this program."""
@@ -181,8 +186,7 @@ def _forward(plan, activation, x, weight, bias, past, tokens, y):
             for rank, t, row in zip(ranks, visited, rows, strict=True):
                 out = _weighted(taps, (*window, row), offset)
                 out = out * _sigmoid(out) if activation else out
-                with_rank = rank < plan.length if plan.ragged else None
-                _store(y, (entry, t, here), out, with_rank)
+                _store(y, (entry, t, here), out, rank < plan.length if plan.ragged else None)
                 window = (*window[1:], row)
             return window
 
@@ -222,8 +226,8 @@ def _backward(plan, activation, x, weight, bias, past, tokens, dy, dx, dpast, sh
                 new = gradient(window, dy_row)
                 if plan.ragged:
                     new = new * _one_if(rank < plan.length)
-                *sums, total = (s + new * each for s, each in zip(sums, (*window, 1.0), strict=True))
-                sums = (*sums, total)
+                terms = (*(new * row for row in window), new)
+                sums = tuple(total + term for total, term in zip(sums, terms, strict=True))
                 recent = (*recent, new)
                 if i >= n:
                     store(rank - n, recent)
@@ -269,8 +273,3 @@ def _store(ref, index, row, condition=None):
         ref[index] = row.astype(ref.dtype)
 
     store() if condition is None else pl.when(condition)(store)
-
-
-def _like(x, shape, dtype=None):
-    """The type of an output that varies over the same mesh axes as x."""
-    return jax.ShapeDtypeStruct(shape, dtype or x.dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
