@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from zigma_kernels.partitioned import vary_alike
+from zigma_kernels.partitioned import opaque_op
 from zigma_kernels.visiting import Visit
 
 THREADS = 128
@@ -36,36 +36,33 @@ def causal_conv(x, weight, bias, order, activation, initial_state):
     b, L, d = x.shape
     visit = Visit.along(order, L)
     past = initial_state.reshape(b, visit.segments, len(weight) - 1, d)
+    arrays = x, weight.astype(jnp.float32), bias.astype(jnp.float32), past
     if spare := -d % THREADS:
-        x, weight, bias, past = (jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, spare)]) for a in (x, weight, bias, past))
-    y = _conv(x, weight.astype(jnp.float32), bias.astype(jnp.float32), past, visit.tokens, activation)
+        arrays = [jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, spare)]) for a in arrays]
+    (y,) = _op(activation)(visit.tokens, *arrays)
     return y[:, :, :d]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _conv(x, weight, bias, past, tokens, activation):
-    """x (b, L, d); weight (width, d); bias (d,); past (b, segments, width - 1, d); tokens (L,) -> y (b, L, d)"""
-    plan = Plan.of(x, past, FORWARD_CHANNELS)
-    kernel = functools.partial(_forward, plan, activation)
-    return plan.launch(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), x, weight, bias, past, tokens)
+@functools.cache
+def _op(activation):
+    """(tokens (L,), x (b, L, d), weight (width, d), bias (d,), past (b, segments, width - 1, d)) -> (y (b, L, d),)"""
 
+    def forward(tokens, x, weight, bias, past):
+        plan = Plan.of(x, past, FORWARD_CHANNELS)
+        y = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return plan.launch(functools.partial(_forward, plan, activation), (y,), x, weight, bias, past, tokens)
 
-def _conv_fwd(x, weight, bias, past, tokens, activation):
-    return _conv(x, weight, bias, past, tokens, activation), (x, weight, bias, past, tokens)
+    def backward(tokens, dy, x, weight, bias, past):
+        plan = Plan.of(x, past, BACKWARD_CHANNELS)
+        shares = jax.ShapeDtypeStruct((len(x), plan.spans, len(weight) + 1, x.shape[2]), jnp.float32)
+        out_type = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, past, shares))
+        kernel = functools.partial(_backward, plan, activation)
+        dx, dpast, shares = plan.launch(kernel, out_type, x, weight, bias, past, tokens, dy)
+        sums = shares.sum(axis=1)
+        return dx, sums[:, :-1], sums[:, -1], dpast
 
-
-def _conv_bwd(activation, residuals, dy):
-    x, weight, _, past, _ = residuals
-    plan = Plan.of(x, past, BACKWARD_CHANNELS)
-    shares = jax.ShapeDtypeStruct((plan.batch, plan.spans, len(weight) + 1, x.shape[2]), jnp.float32)
-    out_type = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, past, shares))
-    kernel = functools.partial(_backward, plan, activation)
-    dx, dpast, shares = plan.launch(kernel, out_type, *residuals, dy)
-    sums = jnp.sum(shares, axis=(0, 1))
-    return dx, sums[:-1], sums[-1], dpast, None
-
-
-_conv.defvjp(_conv_fwd, _conv_bwd)
+    arguments = "b L d, width d, d, b segments past d"
+    return opaque_op(forward, backward, arguments=arguments, results="b L d", saved="", channels=THREADS)
 
 
 @dataclass(frozen=True)
@@ -126,10 +123,9 @@ class Plan:
             lowering_semantics=plgpu.LoweringSemantics.Lane,
         )
         grid = {"entry": self.batch, "span": self.spans, "block": self.blocks}
-        call = plgpu.kernel(
+        return plgpu.kernel(
             kernel, out_type=out_type, grid=tuple(grid.values()), grid_names=tuple(grid), compiler_params=params
-        )
-        return vary_alike((operands[0], call(*operands)))[1]  # a kernel's outputs are not marked by themselves
+        )(*operands)
 
     def program(self):
         """(batch entry, span, slice of channels) of this program."""
