@@ -50,14 +50,13 @@ def _op(activation):
     def forward(tokens, x, weight, bias, past):
         plan = Plan.of(x, past, FORWARD_CHANNELS)
         y = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return plan.launch(functools.partial(_forward, plan, activation), (y,), x, weight, bias, past, tokens)
+        return plan.launch(_forward, activation, (y,), x, weight, bias, past, tokens)
 
     def backward(tokens, dy, x, weight, bias, past):
         plan = Plan.of(x, past, BACKWARD_CHANNELS)
         shares = jax.ShapeDtypeStruct((len(x), plan.spans, len(weight) + 1, x.shape[2]), jnp.float32)
         out_type = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, past, shares))
-        kernel = functools.partial(_backward, plan, activation)
-        dx, dpast, shares = plan.launch(kernel, out_type, x, weight, bias, past, tokens, dy)
+        dx, dpast, shares = plan.launch(_backward, activation, out_type, x, weight, bias, past, tokens, dy)
         sums = shares.sum(axis=1)
         return dx, sums[:, :-1], sums[:, -1], dpast
 
@@ -114,7 +113,7 @@ class Plan:
     def layout(self):
         return plgpu.Layout.WG_STRIDED((self.channels,), self.channels // THREADS)
 
-    def launch(self, kernel, out_type, *operands):
+    def launch(self, kernel, activation, out_type, *operands):
         if max(self.batch, self.spans) > LARGEST_GRID:
             raise NotImplementedError(f"batch {self.batch} and {self.spans} tiles: CUDA allows {LARGEST_GRID} of each")
         params = plgpu.CompilerParams(
@@ -124,7 +123,12 @@ class Plan:
         )
         grid = {"entry": self.batch, "span": self.spans, "block": self.blocks}
         return plgpu.kernel(
-            kernel, out_type=out_type, grid=tuple(grid.values()), grid_names=tuple(grid), compiler_params=params
+            functools.partial(kernel, self, activation),
+            out_type=out_type,
+            grid=tuple(grid.values()),
+            grid_names=tuple(grid),
+            compiler_params=params,
+            kernel_name=f"causal_conv{kernel.__name__}",  # as profiles show it
         )(*operands)
 
     def program(self):
