@@ -24,7 +24,6 @@ from jax import lax
 from zigma_kernels.causal_conv import IMPLEMENTATIONS as CONV_IMPLEMENTATIONS
 from zigma_kernels.causal_conv import causal_conv
 from zigma_kernels.causal_conv.cases import CASES as CONV_CASES
-from zigma_kernels.dispatch import NvidiaKernel, require_nvidia_gpu
 from zigma_kernels.selective_scan import IMPLEMENTATIONS as SCAN_IMPLEMENTATIONS
 from zigma_kernels.selective_scan import selective_scan
 from zigma_kernels.selective_scan.cases import CASES as SCAN_CASES
@@ -62,19 +61,11 @@ def whole_sequence(u, dt, A, B, C, D, z, dt_bias, *, order):
 
 def ops():
     """{op: (cases, {implementation: function})}"""
-
-    def by_each(op, implementations):
-        def call(name, *args, **kwargs):
-            if isinstance(kernel := implementations[name], NvidiaKernel):
-                require_nvidia_gpu(kernel.capability)
-            return op(*args, implementation=name, **kwargs)
-
-        return {name: functools.partial(call, name) for name in implementations}
-
-    scans = by_each(selective_scan, SCAN_IMPLEMENTATIONS) | {"whole_sequence": whole_sequence}
+    scans = {name: functools.partial(selective_scan, implementation=name) for name in SCAN_IMPLEMENTATIONS}
+    convs = {name: functools.partial(causal_conv, implementation=name) for name in CONV_IMPLEMENTATIONS}
     return {
-        "selective_scan": (SCAN_CASES, scans),
-        "causal_conv": (CONV_CASES, by_each(causal_conv, CONV_IMPLEMENTATIONS)),
+        "selective_scan": (SCAN_CASES, scans | {"whole_sequence": whole_sequence}),
+        "causal_conv": (CONV_CASES, convs),
     }
 
 

@@ -61,7 +61,7 @@ def _op(activation):
         return dx, sums[:, :-1], sums[:, -1], dpast
 
     arguments = "b L d, width d, d, b segments past d"
-    return opaque_op(forward, backward, arguments=arguments, results="b L d", saved="", channels=THREADS)
+    return opaque_op(forward, backward, arguments=arguments, results="b L d", channels=THREADS)
 
 
 @dataclass(frozen=True)
