@@ -159,6 +159,8 @@ def _divisible(function, of_inputs, of_outputs, channels, inputs):
         return mark_varying(function(*tree.unflatten(leaves)), _varying(leaves))
 
     traced, outputs = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    if traced.effects:  # those of Pallas' interpreter, which the partitioner cannot take
+        return flat(*leaves)
     # What the function holds as constants has to be an operand of the call. Inside it goes unused: a device's part
     # is traced anew.
     constants = [_fingerprint(traced), *traced.consts]

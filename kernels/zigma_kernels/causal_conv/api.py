@@ -7,14 +7,22 @@ from jax import Array
 from jaxtyping import Float
 
 from zigma_kernels.causal_conv import reference, xla
-from zigma_kernels.dispatch import Implementation, dispatch
+from zigma_kernels.dispatch import Implementation, NvidiaKernel, dispatch
 from zigma_kernels.partitioned import vary_alike
 from zigma_kernels.visiting import Order, check_order, num_segments
+
+
+def _mosaic_gpu(*args):
+    from zigma_kernels.causal_conv import mosaic_gpu  # on demand: Pallas takes a second to import
+
+    return mosaic_gpu.causal_conv(*args)
+
 
 # Fastest first. Each is a function of (x, weight, bias, order, activation, initial_state) -> y, with every
 # argument but order and activation an array; `order` comes checked, with raster as None. It raises
 # NotImplementedError, with the reason, for a call that it does not support.
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "mosaic_gpu": NvidiaKernel(_mosaic_gpu, capability=(8, 0)),
     "xla": xla.causal_conv,
     "reference": reference.causal_conv,
 }

@@ -61,6 +61,7 @@ _TESTED = (
     Case("reversed", 2, 12, 3, 3, order=GridPath.raster((3, 4), flip=(True, True))),
     Case("zigzag by columns", 2, 12, 3, order=GridPath.zigzag((3, 4), (1, 0)), initial_state=True),
     Case("frames of a video", 2, 24, 3, order=GridPath.zigzag((2, 3, 4), (1, 2)), initial_state=True),
+    Case("several tiles", 1, 40, 384, order=GridPath.zigzag((5, 8), flip=(False, True)), initial_state=True),
     Case("time in a video", 1, 24, 3, order=GridPath.raster((2, 3, 4), (0,)), initial_state=True),
 )
 _TIMED = (
