@@ -6,8 +6,8 @@ default as the run was configured. Sample i of a seed is the same picture whatev
 devices. Writes to `--output`: NNNNNN.png, grid.png, and samples.npz with `samples` (n, h, w, c) float32 in [-1, 1]
 and, for a model with classes, `labels` (n,).
 
-`--encode=PICTURES`, a directory or an .npz with `samples`, goes the other way, from each picture to the noise that it
-would be drawn from, and writes noise.npz with `noise` and `labels`.
+`--encode=PICTURES`, a directory of them or an .npz with `samples` and `labels`, goes the other way, from each picture
+to the noise that it would be drawn from, and writes noise.npz with `noise` and `labels`.
 """
 
 import ast
@@ -21,10 +21,8 @@ from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
-from zigma_jax.data.datasets.folder import SUFFIXES
-from zigma_jax.data.images import center_crop, decode, to_float
+from zigma_jax.data.read_pictures import read_pictures
 from zigma_jax.interpolant import Interpolant
-from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.programs import exit_with_errors, parse_flags
 from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.parse_config import typed
@@ -40,7 +38,9 @@ _BATCH = flags.DEFINE_integer("batch", 64, "Samples at a time.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 _LABELS = flags.DEFINE_list("labels", [], "Classes, used in turn; by default every class in turn.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
-_ENCODE = flags.DEFINE_string("encode", None, "Directory of pictures, or .npz with `samples`, to turn into noise.")
+_ENCODE = flags.DEFINE_string(
+    "encode", None, "Pictures to turn into noise: a directory of them, or an .npz with `samples`."
+)
 _SAMPLE = {
     field: flags.DEFINE_string(field.name, None, f"As sample.{field.name} of a configuration: docs/sampling.md.")
     for field in dataclasses.fields(SampleConfig)
@@ -70,8 +70,8 @@ def sample(source: Path) -> None:
 
     mesh, images, num = make_mesh(), None, _NUM.value
     if _ENCODE.value:
-        images, labels = read_images(Path(_ENCODE.value), model.cfg)
-        num, wanted = len(images), wanted or labels
+        images, known = read_pictures(Path(_ENCODE.value), model.cfg.sample_shape)
+        num, wanted = len(images), wanted or ([] if known is None else known.tolist())
         run = make_encoder(nnx.graphdef(model), interpolant, cfg, mesh)
     else:
         run = make_sampler(nnx.graphdef(model), interpolant, cfg, mesh, _SEED.value)
@@ -90,29 +90,6 @@ def sample(source: Path) -> None:
         _save_arrays(output, name, np.concatenate(results), np.concatenate(labels) if labels else None)
         if images is None:
             write_pictures(np.concatenate(results), output)
-
-
-def read_images(path: Path, model: ZigMaConfig) -> tuple[np.ndarray, list[int]]:
-    """Pictures (n, …) in [-1, 1] and their labels, where there are any: of an .npz, or of a directory in order of name.
-
-    Pictures of another size are cropped and resized as for training.
-
-    Raises:
-        ValueError: no pictures, or arrays that are not the model's size.
-    """
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            if "samples" not in file:
-                raise ValueError(f"{path}: has no array `samples`, but {', '.join(file)}")
-            images, labels = file["samples"], file["labels"].tolist() if "labels" in file else []
-        if images.shape[1:] != model.sample_shape or not len(images):
-            raise ValueError(f"{path}: samples have shape {images.shape}; the model takes (n, *{model.sample_shape})")
-        return images.astype(np.float32), labels
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    if not files or len(model.sample_shape) != 3 or model.channels != 3:
-        raise ValueError(f"{path}: {len(files)} pictures, for a model of {model.sample_shape}; give an .npz instead")
-    size = model.sample_shape[:2]
-    return np.stack([to_float(center_crop(decode(file.read_bytes()), size)) for file in files]), []
 
 
 def _given() -> dict[str, Any]:

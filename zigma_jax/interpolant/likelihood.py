@@ -58,8 +58,8 @@ def log_likelihood(
 
 
 def bits_per_dim(log_likelihood: Float[Array, "b"], num_elements: int) -> Float[Array, "b"]:
-    """Nats a sample to bits an element. For 8-bit pictures scaled to [-1, 1], add 7: the log2 of that
-    scale."""
+    """Nats a sample to bits an element. Of 8-bit pictures scaled to [-1, 1], log2(127.5) = 6.99 more: the bits of
+    that scale."""
     return -log_likelihood / (num_elements * math.log(2))
 
 
