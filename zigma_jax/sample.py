@@ -71,7 +71,9 @@ def sample(source: Path) -> None:
     mesh, images, num = make_mesh(), None, _NUM.value
     if _ENCODE.value:
         images, known = read_pictures(Path(_ENCODE.value), model.cfg.sample_shape)
-        num, wanted = len(images), wanted or ([] if known is None else known.tolist())
+        num = len(images)
+        if known is not None and model.cfg.num_classes and not wanted:
+            wanted = known.tolist()
         run = make_encoder(nnx.graphdef(model), interpolant, cfg, mesh)
     else:
         run = make_sampler(nnx.graphdef(model), interpolant, cfg, mesh, _SEED.value)
