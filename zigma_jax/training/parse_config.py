@@ -53,7 +53,7 @@ def from_dict(sections: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig
         values = {}
         for field, value in dict(fields).items():
             _check_known(field, types_, f"{name}.")
-            values[field] = _typed(value, types_[field], f"{name}.{field}")
+            values[field] = typed(value, types_[field], f"{name}.{field}")
         parsed[name] = _SECTIONS[name](**values)
     return RunConfig(**parsed)
 
@@ -89,7 +89,7 @@ def _check_known(name: str, known: Mapping[str, Any], prefix: str) -> None:
         raise ValueError(f"config.{prefix}{name}: no such field; {hint}")
 
 
-def _typed(value: Any, wanted: Any, field: str) -> Any:
+def typed(value: Any, wanted: Any, field: str) -> Any:
     """The value as the field's type: lists become tuples, integers floats; anything else must match."""
     if get_origin(wanted) in (typing.Union, types.UnionType):
         options = get_args(wanted)
@@ -97,7 +97,7 @@ def _typed(value: Any, wanted: Any, field: str) -> Any:
             return None
         for option in options:
             try:
-                return _typed(value, option, field)
+                return typed(value, option, field)
             except ValueError:
                 continue
         return _wrong_type(value, wanted, field)
@@ -108,7 +108,7 @@ def _typed(value: Any, wanted: Any, field: str) -> Any:
     if get_origin(wanted) is tuple:
         if not isinstance(value, list | tuple):
             return _wrong_type(value, wanted, field)
-        return tuple(_typed(item, get_args(wanted)[0], field) for item in value)
+        return tuple(typed(item, get_args(wanted)[0], field) for item in value)
     if wanted is float and type(value) is int:
         return float(value)
     return value if type(value) is wanted else _wrong_type(value, wanted, field)
