@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from zigma_kernels.dispatch import Implementation, dispatch
+from zigma_kernels.dispatch import Implementation, NvidiaKernel, dispatch
 from zigma_kernels.partitioned import vary_alike
-from zigma_kernels.selective_scan import reference, xla
+from zigma_kernels.selective_scan import reference, triton_scan, xla
 from zigma_kernels.visiting import Order, check_order, num_segments
 
 # Fastest first. Each is a function of
@@ -16,6 +16,7 @@ from zigma_kernels.visiting import Order, check_order, num_segments
 # with every argument but z and order an array; `order` comes checked, with raster as None. It raises
 # NotImplementedError, with the reason, for a call that it does not support.
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "triton": NvidiaKernel(triton_scan.selective_scan, (8, 0)),
     "xla": xla.selective_scan,
     "reference": reference.selective_scan,
 }

@@ -1,0 +1,198 @@
+"""The Triton kernels of the selective scan: what one program computes; `triton` calls them.
+
+A program goes through one sequence (a segment of one sample) for BLOCK channels, its state (N, BLOCK) in
+registers. With 32 channels a lane holds all states of one channel, and only the sums over channels (dB and dC)
+cross lanes; with fewer, the states of a channel are shared out among lanes, for more programs. Tokens go by
+tiles of TILE, written out: the rows of a tile are all loaded before any is used. Rows lie in raster order and
+are read and written at the index of the visited token. Past the end, tokens have steps of size 0.
+
+The forward kernel saves the state before every CHUNK tokens. The backward kernel goes through the chunks from
+the last to the first: it recomputes the state before each tile into `scratch` (the program's own, small enough
+to stay in cache), then for each tile, from the last, recomputes its states into registers and runs the adjoint
+(`xla` has its equations) through them.
+
+Pointers: u, dt, z, y and their gradients (b, L, d); B, C (b, L, N); A (N, d) float32; D, dt_bias (d,) float32;
+state, final, dfinal, dstate, dA (sequences, N, d) float32; starts (sequences, chunks, N, d) float32;
+dB, dC (blocks, b, L, N) float32; dD, ddt_bias (sequences, d) float32; tokens (L,) int32.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def forward_kernel(
+    tokens, u, dt, z, B, C, A, D, dt_bias, state, d, length, segments, chunks,
+    y, final, starts,
+    N: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    RASTER: tl.constexpr, GATED: tl.constexpr, SAVE: tl.constexpr,
+):  # fmt: skip
+    sequence, first, tokens, channel, inside, n = _place(tokens, d, length, segments, BLOCK, N)
+    u, dt, z, y = u + first * d, dt + first * d, z + first * d, y + first * d
+    B, C = B + first * N, C + first * N
+    corner = n[:, None] * d + channel[None, :]
+    states = inside[None, :] & (n[:, None] < N)
+    A = tl.load(A + corner, states, 0.0) * LOG2E
+    D, dt_bias = tl.load(D + channel, inside, 0.0), tl.load(dt_bias + channel, inside, 0.0)
+    h = tl.load(state + sequence * N * d + corner, states, 0.0)
+    starts += sequence * chunks * N * d + corner
+
+    for chunk in range(chunks):
+        if SAVE:
+            tl.store(starts, h, states)
+            starts += N * d
+        for start in range(chunk * CHUNK, tl.minimum((chunk + 1) * CHUNK, length), TILE):
+            rows = ()
+            for i in tl.static_range(TILE):
+                t = _token(tokens, start + i, length, RASTER)
+                u_t, dt_t = _row(u + (t * d + channel), inside), _row(dt + (t * d + channel), inside)
+                z_t = _row(z + (t * d + channel), inside) if GATED else u_t
+                rows = rows + ((t, u_t, dt_t, z_t, tl.load(B + (t * N + n)), tl.load(C + (t * N + n))),)
+            for i in tl.static_range(TILE):
+                t, u_t, dt_t, z_t, B_t, C_t = rows[i]
+                delta = tl.where(start + i < length, _softplus(dt_t + dt_bias), 0.0)
+                h = _step(h, A, delta, u_t, B_t)
+                y_t = tl.sum(h * C_t[:, None], 0) + D * u_t
+                if GATED:
+                    y_t *= z_t * _sigmoid(z_t)
+                tl.store(y + (t * d + channel), y_t, inside & (start + i < length))
+
+    tl.store(final + sequence * N * d + corner, h, states)
+
+
+@triton.jit
+def backward_kernel(
+    tokens, u, dt, z, B, C, A, D, dt_bias, starts, dy, dfinal, d, length, segments, chunks,
+    du, ddt, dz, dB, dC, dA, dD, ddt_bias, dstate, scratch,
+    N: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    RASTER: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    sequence, first, tokens, channel, inside, n = _place(tokens, d, length, segments, BLOCK, N)
+    blocks = tl.cdiv(d, BLOCK)
+    block, batch = tl.program_id(0) % blocks, tl.num_programs(0) // blocks // segments
+    partial = (block.to(tl.int64) * batch * length * segments + first) * N
+    dB, dC, B, C = dB + partial, dC + partial, B + first * N, C + first * N
+    u, dt, z, dy = u + first * d, dt + first * d, z + first * d, dy + first * d
+    du, ddt, dz = du + first * d, ddt + first * d, dz + first * d
+    corner = n[:, None] * d + channel[None, :]
+    states = inside[None, :] & (n[:, None] < N)
+    A = tl.load(A + corner, states, 0.0) * LOG2E
+    D, dt_bias = tl.load(D + channel, inside, 0.0), tl.load(dt_bias + channel, inside, 0.0)
+    own = sequence * N * d + corner
+    g = tl.load(dfinal + own, states, 0.0)
+    starts += sequence * chunks * N * d + corner
+    scratch += tl.program_id(0).to(tl.int64) * (CHUNK * N * BLOCK // TILE)
+    scratch += n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    sum_dA, sum_dD, sum_ddt = tl.zeros_like(A), tl.zeros_like(D), tl.zeros_like(D)
+
+    for c in range(chunks):
+        chunk = chunks - 1 - c
+        tiles = tl.cdiv(tl.minimum(CHUNK, length - chunk * CHUNK), TILE)
+
+        h = tl.load(starts + chunk * N * d, states, 0.0)
+        for tile in range(tiles):
+            tl.store(scratch + tile * N * BLOCK, h)
+            start = chunk * CHUNK + tile * TILE
+            rows = ()
+            for i in tl.static_range(TILE):
+                t = _token(tokens, start + i, length, RASTER)
+                rows = rows + ((_row(u + (t * d + channel), inside), _row(dt + (t * d + channel), inside), tl.load(B + (t * N + n))),)
+            for i in tl.static_range(TILE):
+                u_t, dt_t, B_t = rows[i]
+                delta = tl.where(start + i < length, _softplus(dt_t + dt_bias), 0.0)
+                h = _step(h, A, delta, u_t, B_t)
+        tl.debug_barrier()  # what one lane wrote another may read
+
+        for j in range(tiles):
+            tile = tiles - 1 - j
+            start = chunk * CHUNK + tile * TILE
+            h = tl.load(scratch + tile * N * BLOCK)
+            rows = ()
+            for i in tl.static_range(TILE):
+                t = _token(tokens, start + i, length, RASTER)
+                u_t, dt_t, dy_t = _row(u + (t * d + channel), inside), _row(dt + (t * d + channel), inside), _row(dy + (t * d + channel), inside)
+                z_t = _row(z + (t * d + channel), inside) if GATED else u_t
+                rows = rows + ((t, u_t, dt_t, z_t, dy_t, tl.load(B + (t * N + n)), tl.load(C + (t * N + n))),)
+            past = (h,)
+            deltas = ()
+            for i in tl.static_range(TILE):
+                t, u_t, dt_t, z_t, dy_t, B_t, C_t = rows[i]
+                delta = tl.where(start + i < length, _softplus(dt_t + dt_bias), 0.0)
+                past = past + (_step(past[i], A, delta, u_t, B_t),)
+                deltas = deltas + (delta,)
+            for i in tl.static_range(TILE - 1, -1, -1):
+                t, u_t, dt_t, z_t, dy_t, B_t, C_t = rows[i]
+                delta, B_t, C_t = deltas[i], B_t[:, None], C_t[:, None]
+                real = start + i < length
+                dy_t = tl.where(real, dy_t, 0.0)
+                if GATED:
+                    gate = _sigmoid(z_t)
+                    y_t = tl.sum(past[i + 1] * C_t, 0) + D * u_t
+                    tl.store(dz + (t * d + channel), dy_t * y_t * gate * (1.0 + z_t * (1.0 - gate)), inside & real)
+                    dy_t *= z_t * gate
+                dh = g + C_t * dy_t[None, :]
+                dC_t = tl.sum(past[i + 1] * dy_t[None, :], 1)
+                dB_t = tl.sum(dh * (delta * u_t)[None, :], 1)
+                dx = tl.sum(dh * B_t, 0)
+                g = tl.exp2(delta[None, :] * A) * dh
+                p = g * past[i]
+                sum_dA += delta[None, :] * p
+                ddt_t = (LN2 * tl.sum(p * A, 0) + u_t * dx) * _sigmoid(dt_t + dt_bias)
+                ddt_t = tl.where(real, ddt_t, 0.0)
+                sum_ddt += ddt_t
+                sum_dD += dy_t * u_t
+                tl.store(du + (t * d + channel), delta * dx + D * dy_t, inside & real)
+                tl.store(ddt + (t * d + channel), ddt_t, inside & real)
+                tl.store(dB + (t * N + n), dB_t, real & (n < N))
+                tl.store(dC + (t * N + n), dC_t, real & (n < N))
+        tl.debug_barrier()
+
+    tl.store(dstate + own, g, states)
+    tl.store(dA + own, sum_dA, states)
+    tl.store(dD + sequence * d + channel, sum_dD, inside)
+    tl.store(ddt_bias + sequence * d + channel, sum_ddt, inside)
+
+
+@triton.jit
+def _place(tokens, d, length, segments, BLOCK: tl.constexpr, N: tl.constexpr):
+    """This program's sequence, its sample's first row, its tokens, its channels and which of them exist; states."""
+    blocks = tl.cdiv(d, BLOCK)
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    tokens += sequence % segments * length
+    return sequence, sequence // segments * segments * length, tokens, channel, channel < d, tl.arange(0, N)
+
+
+@triton.jit
+def _token(tokens, i, length, RASTER: tl.constexpr):
+    """The token visited i-th; past the end, the last one."""
+    i = tl.minimum(i, length - 1)
+    return i if RASTER else tl.load(tokens + i)
+
+
+@triton.jit
+def _row(x, inside):
+    return tl.load(x, inside, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _step(h, A, delta, u, B):
+    return tl.exp2(delta[None, :] * A) * h + (delta * u)[None, :] * B[:, None]
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _softplus(x):
+    """max(x, 0) + log1p(e), e = exp(-|x|), as 2 artanh(e / (2 + e)): accurate however small."""
+    e = tl.exp(-tl.abs(x))
+    s = e / (2.0 + e)  # at most 1/3: the series' eight terms leave 2e-9
+    q = s * s
+    series = 1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q / 15))))))
+    return tl.maximum(x, 0.0) + 2.0 * s * series
