@@ -35,14 +35,14 @@ class HostArray:
     untyped_storage = new_empty = cpu = set_ = copy_ = size = stride = storage_offset = itself
 
 
-def interpret(kernel, inputs, *, scalars, out_shape, programs, options):
+def interpret(kernel, inputs, *, scalars, out_shape, grid, options):
     """In place of `triton_scan._launch`."""
 
     def run(*inputs):
         inputs = [np.array(x) for x in inputs]
         outputs = [np.full(x.shape, np.nan, x.dtype) for x in out_shape]  # what is not written shows
         arrays = [[HostArray(x) for x in xs] for xs in (inputs, outputs)]
-        getattr(triton_kernels, kernel)[(programs,)](*arrays[0], *scalars, *arrays[1], **options)
+        getattr(triton_kernels, kernel)[grid](*arrays[0], *scalars, *arrays[1], **options)
         return outputs
 
     return jax.pure_callback(run, out_shape, *inputs)

@@ -11,8 +11,8 @@ the last to the first: it recomputes the state before each tile into `scratch` (
 to stay in cache), then for each tile, from the last, recomputes its states into registers and runs the adjoint
 (`xla` has its equations) through them.
 
-Pointers: u, dt, z, y and their gradients (b, L, d); B, C (b, L, N); A (N, d) float32; D, dt_bias (d,) float32;
-state, final, dfinal, dstate, dA (sequences, N, d) float32; starts (sequences, chunks, N, d) float32;
+Pointers: u, dt, z, y and their gradients (b, L, d); B, C (b, L, N); A (d, N) float32; D, dt_bias (d,) float32;
+state, final, dfinal, dstate, dA (sequences, d, N) float32; starts (sequences, chunks, d, N) float32;
 dB, dC (blocks, b, L, N) float32; dD, ddt_bias (sequences, d) float32; tokens (L,) int32.
 """
 
@@ -25,25 +25,21 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def forward_kernel(
-    tokens, u, dt, z, B, C, A, D, dt_bias, state, d, length, segments, chunks,
+    tokens, u, dt, z, B, C, A, D, dt_bias, state, d, length,
     y, final, starts,
     N: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     RASTER: tl.constexpr, GATED: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
-    sequence, first, tokens, channel, inside, n = _place(tokens, d, length, segments, BLOCK, N)
-    u, dt, z, y = u + first * d, dt + first * d, z + first * d, y + first * d
-    B, C = B + first * N, C + first * N
-    corner = n[:, None] * d + channel[None, :]
-    states = inside[None, :] & (n[:, None] < N)
-    A = tl.load(A + corner, states, 0.0) * LOG2E
+    sequence, first, channel, inside, n, corner, chunks = _place(d, length, BLOCK, N, CHUNK)
+    tokens += tl.program_id(0) * length
+    u, dt, z, y, B, C = u + first * d, dt + first * d, z + first * d, y + first * d, B + first * N, C + first * N
     D, dt_bias = tl.load(D + channel, inside, 0.0), tl.load(dt_bias + channel, inside, 0.0)
-    h = tl.load(state + sequence * N * d + corner, states, 0.0)
-    starts += sequence * chunks * N * d + corner
+    A = tl.load(A + corner, inside[None, :], 0.0) * LOG2E
+    h = tl.load(state + sequence * N * d + corner, inside[None, :], 0.0)
 
     for chunk in range(chunks):
         if SAVE:
-            tl.store(starts, h, states)
-            starts += N * d
+            tl.store(starts + (sequence * chunks + chunk) * N * d + corner, h, inside[None, :])
         for start in range(chunk * CHUNK, tl.minimum((chunk + 1) * CHUNK, length), TILE):
             rows = ()
             for i in tl.static_range(TILE):
@@ -60,41 +56,37 @@ def forward_kernel(
                     y_t *= z_t * _sigmoid(z_t)
                 tl.store(y + (t * d + channel), y_t, inside & (start + i < length))
 
-    tl.store(final + sequence * N * d + corner, h, states)
+    tl.store(final + sequence * N * d + corner, h, inside[None, :])
 
 
 @triton.jit
 def backward_kernel(
-    tokens, u, dt, z, B, C, A, D, dt_bias, starts, dy, dfinal, d, length, segments, chunks,
+    tokens, u, dt, z, B, C, A, D, dt_bias, starts, dy, dfinal, d, length,
     du, ddt, dz, dB, dC, dA, dD, ddt_bias, dstate, scratch,
     N: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     RASTER: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    sequence, first, tokens, channel, inside, n = _place(tokens, d, length, segments, BLOCK, N)
-    blocks = tl.cdiv(d, BLOCK)
-    block, batch = tl.program_id(0) % blocks, tl.num_programs(0) // blocks // segments
-    partial = (block.to(tl.int64) * batch * length * segments + first) * N
-    dB, dC, B, C = dB + partial, dC + partial, B + first * N, C + first * N
-    u, dt, z, dy = u + first * d, dt + first * d, z + first * d, dy + first * d
+    sequence, first, channel, inside, n, corner, chunks = _place(d, length, BLOCK, N, CHUNK)
+    tokens += tl.program_id(0) * length
+    u, dt, z, dy, B, C = u + first * d, dt + first * d, z + first * d, dy + first * d, B + first * N, C + first * N
     du, ddt, dz = du + first * d, ddt + first * d, dz + first * d
-    corner = n[:, None] * d + channel[None, :]
-    states = inside[None, :] & (n[:, None] < N)
-    A = tl.load(A + corner, states, 0.0) * LOG2E
+    block = tl.program_id(1).to(tl.int64)
+    partial = (block * tl.num_programs(2) * tl.num_programs(0) * length + first) * N
+    dB, dC = dB + partial, dC + partial
+    scratch += (sequence * tl.num_programs(1) + block) * (CHUNK * N * BLOCK // TILE)
+    spot = n[:, None] + tl.arange(0, BLOCK)[None, :] * N
     D, dt_bias = tl.load(D + channel, inside, 0.0), tl.load(dt_bias + channel, inside, 0.0)
-    own = sequence * N * d + corner
-    g = tl.load(dfinal + own, states, 0.0)
-    starts += sequence * chunks * N * d + corner
-    scratch += tl.program_id(0).to(tl.int64) * (CHUNK * N * BLOCK // TILE)
-    scratch += n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    A = tl.load(A + corner, inside[None, :], 0.0) * LOG2E
+    g = tl.load(dfinal + sequence * N * d + corner, inside[None, :], 0.0)
     sum_dA, sum_dD, sum_ddt = tl.zeros_like(A), tl.zeros_like(D), tl.zeros_like(D)
 
     for c in range(chunks):
         chunk = chunks - 1 - c
         tiles = tl.cdiv(tl.minimum(CHUNK, length - chunk * CHUNK), TILE)
 
-        h = tl.load(starts + chunk * N * d, states, 0.0)
+        h = tl.load(starts + (sequence * chunks + chunk) * N * d + corner, inside[None, :], 0.0)
         for tile in range(tiles):
-            tl.store(scratch + tile * N * BLOCK, h)
+            tl.store(scratch + tile * N * BLOCK + spot, h)
             start = chunk * CHUNK + tile * TILE
             rows = ()
             for i in tl.static_range(TILE):
@@ -109,36 +101,39 @@ def backward_kernel(
         for j in range(tiles):
             tile = tiles - 1 - j
             start = chunk * CHUNK + tile * TILE
-            h = tl.load(scratch + tile * N * BLOCK)
+            h = tl.load(scratch + tile * N * BLOCK + spot)
             rows = ()
             for i in tl.static_range(TILE):
                 t = _token(tokens, start + i, length, RASTER)
                 u_t, dt_t, dy_t = _row(u + (t * d + channel), inside), _row(dt + (t * d + channel), inside), _row(dy + (t * d + channel), inside)
                 z_t = _row(z + (t * d + channel), inside) if GATED else u_t
-                rows = rows + ((t, u_t, dt_t, z_t, dy_t, tl.load(B + (t * N + n)), tl.load(C + (t * N + n))),)
-            past = (h,)
-            deltas = ()
+                rows = rows + ((t, u_t, dt_t, z_t, dy_t),)
+            kept = ()
             for i in tl.static_range(TILE):
-                t, u_t, dt_t, z_t, dy_t, B_t, C_t = rows[i]
-                delta = tl.where(start + i < length, _softplus(dt_t + dt_bias), 0.0)
-                past = past + (_step(past[i], A, delta, u_t, B_t),)
-                deltas = deltas + (delta,)
-            for i in tl.static_range(TILE - 1, -1, -1):
-                t, u_t, dt_t, z_t, dy_t, B_t, C_t = rows[i]
-                delta, B_t, C_t = deltas[i], B_t[:, None], C_t[:, None]
+                t, u_t, dt_t, z_t, dy_t = rows[i]
+                B_t, C_t = tl.load(B + (t * N + n)), tl.load(C + (t * N + n))
                 real = start + i < length
+                delta = tl.where(real, _softplus(dt_t + dt_bias), 0.0)
                 dy_t = tl.where(real, dy_t, 0.0)
+                before, decay = h, tl.exp2(delta[None, :] * A)
+                h = decay * h + (delta * u_t)[None, :] * B_t[:, None]
                 if GATED:
                     gate = _sigmoid(z_t)
-                    y_t = tl.sum(past[i + 1] * C_t, 0) + D * u_t
+                    y_t = tl.sum(h * C_t[:, None], 0) + D * u_t
                     tl.store(dz + (t * d + channel), dy_t * y_t * gate * (1.0 + z_t * (1.0 - gate)), inside & real)
                     dy_t *= z_t * gate
-                dh = g + C_t * dy_t[None, :]
-                dC_t = tl.sum(past[i + 1] * dy_t[None, :], 1)
-                dB_t = tl.sum(dh * (delta * u_t)[None, :], 1)
-                dx = tl.sum(dh * B_t, 0)
-                g = tl.exp2(delta[None, :] * A) * dh
-                p = g * past[i]
+                tl.store(dC + (t * N + n), tl.sum(h * dy_t[None, :], 1), real)
+                kept = kept + ((before, decay, delta, dy_t),)
+            for i in tl.static_range(TILE - 1, -1, -1):
+                t, u_t, dt_t, z_t, dy_t = rows[i]
+                B_t, C_t = tl.load(B + (t * N + n)), tl.load(C + (t * N + n))
+                before, decay, delta, dy_t = kept[i]
+                real = start + i < length
+                dh = g + C_t[:, None] * dy_t[None, :]
+                tl.store(dB + (t * N + n), tl.sum(dh * (delta * u_t)[None, :], 1), real)
+                dx = tl.sum(dh * B_t[:, None], 0)
+                g = decay * dh
+                p = g * before
                 sum_dA += delta[None, :] * p
                 ddt_t = (LN2 * tl.sum(p * A, 0) + u_t * dx) * _sigmoid(dt_t + dt_bias)
                 ddt_t = tl.where(real, ddt_t, 0.0)
@@ -146,24 +141,22 @@ def backward_kernel(
                 sum_dD += dy_t * u_t
                 tl.store(du + (t * d + channel), delta * dx + D * dy_t, inside & real)
                 tl.store(ddt + (t * d + channel), ddt_t, inside & real)
-                tl.store(dB + (t * N + n), dB_t, real & (n < N))
-                tl.store(dC + (t * N + n), dC_t, real & (n < N))
         tl.debug_barrier()
 
-    tl.store(dstate + own, g, states)
-    tl.store(dA + own, sum_dA, states)
+    tl.store(dstate + sequence * N * d + corner, g, inside[None, :])
+    tl.store(dA + sequence * N * d + corner, sum_dA, inside[None, :])
     tl.store(dD + sequence * d + channel, sum_dD, inside)
     tl.store(ddt_bias + sequence * d + channel, sum_ddt, inside)
 
 
 @triton.jit
-def _place(tokens, d, length, segments, BLOCK: tl.constexpr, N: tl.constexpr):
-    """This program's sequence, its sample's first row, its tokens, its channels and which of them exist; states."""
-    blocks = tl.cdiv(d, BLOCK)
-    sequence = (tl.program_id(0) // blocks).to(tl.int64)
-    channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    tokens += sequence % segments * length
-    return sequence, sequence // segments * segments * length, tokens, channel, channel < d, tl.arange(0, N)
+def _place(d, length, BLOCK: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr):
+    """Sequence, row of its first token, channels, which of them exist, states, their offsets in (d, N), chunks."""
+    sequence = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    first = tl.program_id(2).to(tl.int64) * tl.num_programs(0) * length
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.arange(0, N)
+    return sequence, first, channel, channel < d, n, n[:, None] + channel[None, :] * N, tl.cdiv(length, CHUNK)
 
 
 @triton.jit

@@ -17,8 +17,8 @@ from zigma_kernels.dispatch import nvidia_capability
 from zigma_kernels.partitioned import vary_alike
 from zigma_kernels.visiting import Visit
 
-BLOCK = 32  # channels of a program: one a lane
-TILE = 2  # tokens whose states the backward kernel holds in registers at once
+FORWARD_TILE = 4  # tokens whose rows are loaded together
+BACKWARD_TILE = 2  # tokens whose states are in registers together: with 4 they do not fit
 CHUNK = 32  # tokens from one saved state to the next
 DTYPES = ("float32", "bfloat16", "float16")
 HOPPER = (9, 0)  # what is compiled for on a machine without a GPU
@@ -27,19 +27,19 @@ HOPPER = (9, 0)  # what is compiled for on a machine without a GPU
 def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
     """The contract in `api`."""
     _require_support(u, dt, A, B, C, D, z, dt_bias, initial_state)
-    d, n = A.shape
     visit = Visit.along(order, u.shape[1])
+    d, n = A.shape
     padding = 2 ** (n - 1).bit_length() - n  # states that stay 0
 
-    def wide(x, *shape):
+    def wide(x):
         """(..., n) in float32, padded"""
-        x = x.astype(jnp.float32).reshape(shape or x.shape)
+        x = x.astype(jnp.float32)
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]) if padding else x
 
-    state = jnp.swapaxes(wide(initial_state, -1, d, n), 1, 2)
+    state = wide(initial_state).reshape(-1, d, n + padding)
     vectors = D.astype(jnp.float32), dt_bias.astype(jnp.float32)
-    y, state = _scan(visit, u, dt, z, wide(B), wide(C), wide(A).T, *vectors, state)
-    return y, jnp.swapaxes(state, 1, 2)[..., :n].reshape(initial_state.shape)
+    y, state = _scan(visit, u, dt, z, wide(B), wide(C), wide(A), *vectors, state)
+    return y, state[..., :n].reshape(initial_state.shape)
 
 
 def _require_support(*arrays):
@@ -58,7 +58,7 @@ def _require_support(*arrays):
 
 @jax.custom_vjp
 def _scan(visit, u, dt, z, B, C, A, D, dt_bias, state):
-    """u, dt, z (b, L, d); B, C (b, L, N); A (N, d); D, dt_bias (d,); state (b * segments, N, d)."""
+    """u, dt, z (b, L, d); B, C (b, L, N); A (d, N); D, dt_bias (d,); state (b * segments, d, N)."""
     y, final, _ = _forward(visit, False, u, dt, z, B, C, A, D, dt_bias, state)
     return y, final
 
@@ -76,58 +76,57 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def _forward(visit, save, u, dt, z, B, C, A, D, dt_bias, state):
-    """y, the final state, and with `save` the state before each chunk (b * segments, chunks, N, d)."""
-    sizes = _sizes(visit, u, A)
-    _, chunks, _ = sizes
-    out = u, state, _like(state, (len(state), chunks, *state.shape[1:]) if save else (1,))
+    """y, the final state, and with `save` the state before each chunk (b * segments, chunks, d, N)."""
+    chunks = -(-u.shape[1] // visit.segments // CHUNK)
+    starts = (len(state), chunks, *A.shape) if save else (1,)
     inputs = u, dt, u if z is None else z, B, C, A, D, dt_bias, state
-    return _call("forward_kernel", visit, sizes, inputs, out, GATED=z is not None, SAVE=save)
+    out = _like(u), _like(state), _like(state, starts)
+    return _call("forward_kernel", visit, inputs, out, TILE=FORWARD_TILE, GATED=z is not None, SAVE=save)
 
 
 def _backward(visit, starts, u, dt, z, B, C, A, D, dt_bias, dy, dfinal):
     """The gradients of u, dt, z, B, C, A, D, dt_bias, state."""
-    sizes = _sizes(visit, u, A)
-    length, chunks, blocks = sizes
-    sequences, (N, d) = len(dfinal), A.shape
-    partial = _like(B, (blocks, *B.shape))
-    vector = _like(D, (sequences, d))
-    scratch = _like(A, (sequences * blocks, CHUNK // TILE, N, BLOCK))
-    out = u, dt, _like(u, (1,)) if z is None else z, partial, partial, dfinal, vector, vector, dfinal, scratch
+    sequences, (d, N) = len(dfinal), A.shape
+    blocks = -(-d // _block(N))
+    partial, vector = _like(B, (blocks, *B.shape)), _like(D, (sequences, d))
+    scratch = _like(A, (sequences, blocks, CHUNK // BACKWARD_TILE, _block(N), N))
     inputs = u, dt, u if z is None else z, B, C, A, D, dt_bias, starts, dy, dfinal
-    gradients = _call("backward_kernel", visit, sizes, inputs, out, GATED=z is not None)
-    du, ddt, dz, dB, dC, dA, dD, ddt_bias, dstate, _ = gradients
+    dz = _like(u, (1,)) if z is None else _like(z)
+    out = _like(u), _like(dt), dz, partial, partial, _like(dfinal), vector, vector, _like(dfinal), scratch
+    found = _call("backward_kernel", visit, inputs, out, TILE=BACKWARD_TILE, GATED=z is not None)
+    du, ddt, dz, dB, dC, dA, dD, ddt_bias, dstate, _ = found
     sums = (x.sum(0) for x in (dB, dC, dA, dD, ddt_bias))
     return du, ddt, None if z is None else dz, *sums, dstate
 
 
-def _sizes(visit, u, A):
-    """(tokens of a sequence, its chunks, blocks of channels)"""
-    length = u.shape[1] // visit.segments
-    return length, -(-length // CHUNK), -(-A.shape[1] // BLOCK)
+def _like(x, shape=None):
+    return jax.ShapeDtypeStruct(x.shape if shape is None else shape, x.dtype)
 
 
-def _like(x, shape):
-    return jax.ShapeDtypeStruct(shape, x.dtype)
+def _block(N):
+    """Channels of a program: with 16 states, one for each lane of its warp."""
+    return min(32, max(1, 512 // N))
 
 
-def _call(kernel, visit, sizes, inputs, out, **options):
-    """Launches a kernel, one program for each sequence and block of channels; under vmap, once for each sample."""
-    length, chunks, blocks = sizes
-    N, d = inputs[5].shape
+def _call(kernel, visit, inputs, out, **options):
+    """Launches a kernel, a program for each segment, block of channels and sample; under vmap, again and again."""
+    b, L, d = inputs[0].shape
+    N = inputs[5].shape[1]
+    options |= {"N": N, "BLOCK": _block(N), "CHUNK": CHUNK, "RASTER": visit.kind == "raster"}
     launch = functools.partial(
         _launch,
         kernel,
-        scalars=(d, length, visit.segments, chunks),
-        out_shape=[_like(x, x.shape) for x in out],
-        programs=inputs[0].shape[0] * visit.segments * blocks,
-        options={"N": N, "BLOCK": BLOCK, "TILE": TILE, "CHUNK": CHUNK, "RASTER": visit.kind == "raster", **options},
+        scalars=(d, L // visit.segments),
+        out_shape=out,
+        grid=(visit.segments, -(-d // _block(N)), b),
+        options=options,
     )
     inputs = vary_alike((visit.tokens, *inputs))
     outputs = jax.custom_batching.sequential_vmap(lambda *inputs: launch(inputs))(*inputs)
     return vary_alike((outputs, inputs))[0]
 
 
-def _launch(kernel, inputs, *, scalars, out_shape, programs, options):
+def _launch(kernel, inputs, *, scalars, out_shape, grid, options):
     import jax_triton
 
     from zigma_kernels.selective_scan import triton_kernels
@@ -138,7 +137,7 @@ def _launch(kernel, inputs, *, scalars, out_shape, programs, options):
         *scalars,
         kernel=getattr(triton_kernels, kernel),
         out_shape=out_shape,
-        grid=(programs,),
+        grid=grid,
         name=f"selective_scan_{kernel}",
         num_warps=1,
         compute_capability=10 * major + minor,
