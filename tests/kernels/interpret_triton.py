@@ -16,9 +16,12 @@ import jax
 import numpy as np
 from test_selective_scan import outputs_and_gradients, tolerance, truth
 from triton.runtime import interpreter
+from zigma_kernels import GridPath
 from zigma_kernels.selective_scan import triton_kernels, triton_scan
-from zigma_kernels.selective_scan.cases import CASES
+from zigma_kernels.selective_scan.cases import CASES, Case
 
+BLOCKS = Case("two blocks", 2, 70, 40, 3, order=GridPath.zigzag((2, 5, 7), (1, 2)), initial_state=True)
+TESTED = {case.name: case for case in (BLOCKS, *CASES.values()) if not case.bench}
 
 class HostArray:
     """What the interpreter asks of a torch tensor, of a NumPy array."""
@@ -59,8 +62,8 @@ def main():
     triton_scan._launch = interpret
     triton_scan._require_support = lambda *args: None
     failed = False
-    for name in sys.argv[1:] or [name for name, case in CASES.items() if not case.bench]:
-        case = CASES[name]
+    for name in sys.argv[1:] or TESTED:
+        case = TESTED[name]
         found = outputs_and_gradients(case.arguments(), "triton", case.order)
         allowed = tolerance(case.dtype, case.length)
         print(f"{name}: tolerance {allowed:.1e}")

@@ -16,6 +16,8 @@ state, final, dfinal, dstate, dA (sequences, d, N) float32; starts (sequences, c
 dB, dC (blocks, b, L, N) float32; dD, ddt_bias (sequences, d) float32; tokens (L,) int32.
 """
 
+import inspect
+
 import triton
 import triton.language as tl
 
@@ -23,7 +25,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+def jit(function):
+    """triton.jit of the function itself: an import hook that checks types may have wrapped it."""
+    return triton.jit(inspect.unwrap(function))
+
+
+@jit
 def forward_kernel(
     tokens, u, dt, z, B, C, A, D, dt_bias, state, d, length,
     y, final, starts,
@@ -59,7 +66,7 @@ def forward_kernel(
     tl.store(final + sequence * N * d + corner, h, inside[None, :])
 
 
-@triton.jit
+@jit
 def backward_kernel(
     tokens, u, dt, z, B, C, A, D, dt_bias, starts, dy, dfinal, d, length,
     du, ddt, dz, dB, dC, dA, dD, ddt_bias, dstate, scratch,
@@ -149,7 +156,7 @@ def backward_kernel(
     tl.store(ddt_bias + sequence * d + channel, sum_ddt, inside)
 
 
-@triton.jit
+@jit
 def _place(d, length, BLOCK: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr):
     """Sequence, row of its first token, channels, which of them exist, states, their offsets in (d, N), chunks."""
     sequence = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
@@ -159,29 +166,29 @@ def _place(d, length, BLOCK: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr)
     return sequence, first, channel, channel < d, n, n[:, None] + channel[None, :] * N, tl.cdiv(length, CHUNK)
 
 
-@triton.jit
+@jit
 def _token(tokens, i, length, RASTER: tl.constexpr):
     """The token visited i-th; past the end, the last one."""
     i = tl.minimum(i, length - 1)
     return i if RASTER else tl.load(tokens + i)
 
 
-@triton.jit
+@jit
 def _row(x, inside):
     return tl.load(x, inside, 0.0).to(tl.float32)
 
 
-@triton.jit
+@jit
 def _step(h, A, delta, u, B):
     return tl.exp2(delta[None, :] * A) * h + (delta * u)[None, :] * B[:, None]
 
 
-@triton.jit
+@jit
 def _sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
 
 
-@triton.jit
+@jit
 def _softplus(x):
     """max(x, 0) + log1p(e), e = exp(-|x|), as 2 artanh(e / (2 + e)): accurate however small."""
     e = tl.exp(-tl.abs(x))

@@ -8,7 +8,7 @@ asks for it.
 """
 
 import functools
-import importlib.util
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from zigma_kernels.visiting import Visit
 FORWARD_TILE = 4  # tokens whose rows are loaded together
 BACKWARD_TILE = 2  # tokens whose states are in registers together: with 4 they do not fit
 CHUNK = 32  # tokens from one saved state to the next
-DTYPES = ("float32", "bfloat16", "float16")
 HOPPER = (9, 0)  # what is compiled for on a machine without a GPU
 
 
@@ -43,17 +42,17 @@ def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
 
 
 def _require_support(*arrays):
-    dtypes = {x.dtype.name for x in arrays if x is not None}
-    if not dtypes <= set(DTYPES):
-        raise NotImplementedError(f"takes {', '.join(DTYPES)}, not {', '.join(sorted(dtypes - set(DTYPES)))}")
+    unknown = {x.dtype.name for x in arrays if x is not None} - {"float32", "bfloat16", "float16"}
+    if unknown:
+        raise NotImplementedError(f"takes float32, bfloat16 and float16, not {', '.join(sorted(unknown))}")
     _, L, d = arrays[0].shape
     if L * d >= 2**31:
-        raise NotImplementedError(f"indexes a sample by 32 bits: L * d = {L * d}")
-    for module, extra in (("triton", "triton"), ("jax_triton", "triton")):
-        if importlib.util.find_spec(module) is None:
-            raise NotImplementedError(f"{module} is not installed: pip install 'zigma_jax[{extra}]'")
-    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
-        raise NotImplementedError("JAX's CUDA plugin is not installed: pip install 'zigma_jax[cuda13]'")
+        raise NotImplementedError(f"offsets in a sample have 32 bits, but L * d = {L} * {d}")
+    try:
+        import jax_triton  # noqa: F401
+    except ImportError as error:
+        install = "pip install 'zigma_jax[cuda13,triton]'"
+        raise NotImplementedError(f"needs jax-triton and JAX's CUDA plugin ({install}): {error}") from error
 
 
 @jax.custom_vjp
@@ -77,7 +76,7 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 def _forward(visit, save, u, dt, z, B, C, A, D, dt_bias, state):
     """y, the final state, and with `save` the state before each chunk (b * segments, chunks, d, N)."""
-    chunks = -(-u.shape[1] // visit.segments // CHUNK)
+    chunks = math.ceil(u.shape[1] // visit.segments / CHUNK)
     starts = (len(state), chunks, *A.shape) if save else (1,)
     inputs = u, dt, u if z is None else z, B, C, A, D, dt_bias, state
     out = _like(u), _like(state), _like(state, starts)
@@ -87,7 +86,7 @@ def _forward(visit, save, u, dt, z, B, C, A, D, dt_bias, state):
 def _backward(visit, starts, u, dt, z, B, C, A, D, dt_bias, dy, dfinal):
     """The gradients of u, dt, z, B, C, A, D, dt_bias, state."""
     sequences, (d, N) = len(dfinal), A.shape
-    blocks = -(-d // _block(N))
+    blocks = math.ceil(d / _block(N))
     partial, vector = _like(B, (blocks, *B.shape)), _like(D, (sequences, d))
     scratch = _like(A, (sequences, blocks, CHUNK // BACKWARD_TILE, _block(N), N))
     inputs = u, dt, u if z is None else z, B, C, A, D, dt_bias, starts, dy, dfinal
@@ -118,7 +117,7 @@ def _call(kernel, visit, inputs, out, **options):
         kernel,
         scalars=(d, L // visit.segments),
         out_shape=out,
-        grid=(visit.segments, -(-d // _block(N)), b),
+        grid=(visit.segments, math.ceil(d / _block(N)), b),
         options=options,
     )
     inputs = vary_alike((visit.tokens, *inputs))
