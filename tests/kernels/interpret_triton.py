@@ -15,13 +15,17 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 from test_selective_scan import outputs_and_gradients, tolerance, truth
-from triton.runtime import interpreter
+from triton.runtime import interpreter  # pyright: ignore[reportMissingImports]
 from zigma_kernels import GridPath
 from zigma_kernels.selective_scan import triton_kernels, triton_scan
 from zigma_kernels.selective_scan.cases import CASES, Case
 
-BLOCKS = Case("two blocks", 2, 70, 40, 3, order=GridPath.zigzag((2, 5, 7), (1, 2)), initial_state=True)
-TESTED = {case.name: case for case in (BLOCKS, *CASES.values()) if not case.bench}
+OTHERS = (
+    Case("two blocks of channels", 1, 35, 40, 3, order=GridPath.zigzag((5, 7), (1, 0)), initial_state=True),
+    Case("segments in raster order", 2, 20, 4, 3, order=GridPath.raster((2, 10), (1,)), initial_state=True),
+)
+TESTED = {case.name: case for case in (*OTHERS, *CASES.values()) if not case.bench}
+
 
 class HostArray:
     """What the interpreter asks of a torch tensor, of a NumPy array."""

@@ -60,9 +60,9 @@ def state_shapes(case):
 
 @needs_triton
 def test_interpreted():
-    """The kernels' own code on the CPU, values and all gradients: plain, bfloat16, blocks and segments."""
+    """The kernels' own code on the CPU, values and all gradients: plain, bfloat16, several blocks, segments."""
     script = Path(__file__).with_name("interpret_triton.py")
-    cases = "plain", "bfloat16", "two blocks"
+    cases = "plain", "bfloat16", "two blocks of channels", "segments in raster order"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     run = subprocess.run([sys.executable, script, *cases], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
@@ -84,6 +84,13 @@ def test_states_and_types_lower(states):
     for dtype in ("float32", "bfloat16", "float16"):
         case = Case("", 1, 40, 48, states, dtype=dtype)
         assert "triton_kernel_call" in lowered(gradients(), shapes(case))
+
+
+@needs_jax_triton
+@pytest.mark.parametrize(("length", "channels"), [(1, 40), (40, 1), (1, 1)])
+def test_sizes_of_one_lower(length, channels):
+    args = shapes(Case("", 1, length, channels, 1))
+    assert "triton_kernel_call" in lowered(gradients(), args)
 
 
 @needs_jax_triton

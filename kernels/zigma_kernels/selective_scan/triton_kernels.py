@@ -1,10 +1,12 @@
-"""The Triton kernels of the selective scan: what one program computes; `triton` calls them.
+# type: ignore  # Triton only looks like Python
+# ruff: noqa: RUF005  (it knows no unpacking)
+"""The Triton kernels of the selective scan: `triton_scan` calls them.
 
-A program goes through one sequence (a segment of one sample) for BLOCK channels, its state (N, BLOCK) in
-registers. With 32 channels a lane holds all states of one channel, and only the sums over channels (dB and dC)
-cross lanes; with fewer, the states of a channel are shared out among lanes, for more programs. Tokens go by
-tiles of TILE, written out: the rows of a tile are all loaded before any is used. Rows lie in raster order and
-are read and written at the index of the visited token. Past the end, tokens have steps of size 0.
+A program is one warp. It goes through one sequence (a segment of one sample) for BLOCK channels, its state
+(N, BLOCK) in registers: since states lie in memory as (d, N), Triton gives each lane 4 states of 4 channels (when
+there are 16 and 32), so that sums over states and sums over channels (dB, dC) cost few steps across lanes. Tokens
+go by tiles of TILE, written out. Rows lie in raster order and are read and written at the index of the visited
+token. Past the end of a sequence, tokens have steps of size 0.
 
 The forward kernel saves the state before every CHUNK tokens. The backward kernel goes through the chunks from
 the last to the first: it recomputes the state before each tile into `scratch` (the program's own, small enough
@@ -38,7 +40,6 @@ def forward_kernel(
     RASTER: tl.constexpr, GATED: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
     sequence, first, channel, inside, n, corner, chunks = _place(d, length, BLOCK, N, CHUNK)
-    tokens += tl.program_id(0) * length
     u, dt, z, y, B, C = u + first * d, dt + first * d, z + first * d, y + first * d, B + first * N, C + first * N
     D, dt_bias = tl.load(D + channel, inside, 0.0), tl.load(dt_bias + channel, inside, 0.0)
     A = tl.load(A + corner, inside[None, :], 0.0) * LOG2E
@@ -51,17 +52,18 @@ def forward_kernel(
             rows = ()
             for i in tl.static_range(TILE):
                 t = _token(tokens, start + i, length, RASTER)
-                u_t, dt_t = _row(u + (t * d + channel), inside), _row(dt + (t * d + channel), inside)
-                z_t = _row(z + (t * d + channel), inside) if GATED else u_t
-                rows = rows + ((t, u_t, dt_t, z_t, tl.load(B + (t * N + n)), tl.load(C + (t * N + n))),)
+                at = t * d + channel
+                u_t, dt_t = _row(u, at, inside), _row(dt, at, inside)
+                z_t = _row(z, at, inside) if GATED else u_t
+                rows = rows + ((at, u_t, dt_t, z_t, tl.load(B + (t * N + n)), tl.load(C + (t * N + n))),)
             for i in tl.static_range(TILE):
-                t, u_t, dt_t, z_t, B_t, C_t = rows[i]
+                at, u_t, dt_t, z_t, B_t, C_t = rows[i]
                 delta = tl.where(start + i < length, _softplus(dt_t + dt_bias), 0.0)
                 h = _step(h, A, delta, u_t, B_t)
                 y_t = tl.sum(h * C_t[:, None], 0) + D * u_t
                 if GATED:
                     y_t *= z_t * _sigmoid(z_t)
-                tl.store(y + (t * d + channel), y_t, inside & (start + i < length))
+                tl.store(y + at, y_t, inside & (start + i < length))
 
     tl.store(final + sequence * N * d + corner, h, inside[None, :])
 
@@ -74,7 +76,6 @@ def backward_kernel(
     RASTER: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     sequence, first, channel, inside, n, corner, chunks = _place(d, length, BLOCK, N, CHUNK)
-    tokens += tl.program_id(0) * length
     u, dt, z, dy, B, C = u + first * d, dt + first * d, z + first * d, dy + first * d, B + first * N, C + first * N
     du, ddt, dz = du + first * d, ddt + first * d, dz + first * d
     block = tl.program_id(1).to(tl.int64)
@@ -98,7 +99,8 @@ def backward_kernel(
             rows = ()
             for i in tl.static_range(TILE):
                 t = _token(tokens, start + i, length, RASTER)
-                rows = rows + ((_row(u + (t * d + channel), inside), _row(dt + (t * d + channel), inside), tl.load(B + (t * N + n))),)
+                at = t * d + channel
+                rows = rows + ((_row(u, at, inside), _row(dt, at, inside), tl.load(B + (t * N + n))),)
             for i in tl.static_range(TILE):
                 u_t, dt_t, B_t = rows[i]
                 delta = tl.where(start + i < length, _softplus(dt_t + dt_bias), 0.0)
@@ -112,12 +114,13 @@ def backward_kernel(
             rows = ()
             for i in tl.static_range(TILE):
                 t = _token(tokens, start + i, length, RASTER)
-                u_t, dt_t, dy_t = _row(u + (t * d + channel), inside), _row(dt + (t * d + channel), inside), _row(dy + (t * d + channel), inside)
-                z_t = _row(z + (t * d + channel), inside) if GATED else u_t
-                rows = rows + ((t, u_t, dt_t, z_t, dy_t),)
+                at = t * d + channel
+                u_t, dt_t, dy_t = _row(u, at, inside), _row(dt, at, inside), _row(dy, at, inside)
+                rows = rows + ((t, u_t, dt_t, _row(z, at, inside) if GATED else u_t, dy_t),)
             kept = ()
             for i in tl.static_range(TILE):
                 t, u_t, dt_t, z_t, dy_t = rows[i]
+                at = t * d + channel
                 B_t, C_t = tl.load(B + (t * N + n)), tl.load(C + (t * N + n))
                 real = start + i < length
                 delta = tl.where(real, _softplus(dt_t + dt_bias), 0.0)
@@ -127,12 +130,13 @@ def backward_kernel(
                 if GATED:
                     gate = _sigmoid(z_t)
                     y_t = tl.sum(h * C_t[:, None], 0) + D * u_t
-                    tl.store(dz + (t * d + channel), dy_t * y_t * gate * (1.0 + z_t * (1.0 - gate)), inside & real)
+                    tl.store(dz + at, dy_t * y_t * gate * (1.0 + z_t * (1.0 - gate)), inside & real)
                     dy_t *= z_t * gate
                 tl.store(dC + (t * N + n), tl.sum(h * dy_t[None, :], 1), real)
                 kept = kept + ((before, decay, delta, dy_t),)
             for i in tl.static_range(TILE - 1, -1, -1):
                 t, u_t, dt_t, z_t, dy_t = rows[i]
+                at = t * d + channel
                 B_t, C_t = tl.load(B + (t * N + n)), tl.load(C + (t * N + n))
                 before, decay, delta, dy_t = kept[i]
                 real = start + i < length
@@ -146,8 +150,8 @@ def backward_kernel(
                 ddt_t = tl.where(real, ddt_t, 0.0)
                 sum_ddt += ddt_t
                 sum_dD += dy_t * u_t
-                tl.store(du + (t * d + channel), delta * dx + D * dy_t, inside & real)
-                tl.store(ddt + (t * d + channel), ddt_t, inside & real)
+                tl.store(du + at, delta * dx + D * dy_t, inside & real)
+                tl.store(ddt + at, ddt_t, inside & real)
         tl.debug_barrier()
 
     tl.store(dstate + sequence * N * d + corner, g, inside[None, :])
@@ -168,14 +172,14 @@ def _place(d, length, BLOCK: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr)
 
 @jit
 def _token(tokens, i, length, RASTER: tl.constexpr):
-    """The token visited i-th; past the end, the last one."""
-    i = tl.minimum(i, length - 1)
+    """The i-th token visited in this program's segment; past the end, the last one."""
+    i = tl.program_id(0) * length + tl.minimum(i, length - 1)
     return i if RASTER else tl.load(tokens + i)
 
 
 @jit
-def _row(x, inside):
-    return tl.load(x, inside, 0.0).to(tl.float32)
+def _row(x, at, inside):
+    return tl.load(x + at, inside, 0.0).to(tl.float32)
 
 
 @jit

@@ -49,7 +49,7 @@ def _require_support(*arrays):
     if L * d >= 2**31:
         raise NotImplementedError(f"offsets in a sample have 32 bits, but L * d = {L} * {d}")
     try:
-        import jax_triton  # noqa: F401
+        import jax_triton  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         install = "pip install 'zigma_jax[cuda13,triton]'"
         raise NotImplementedError(f"needs jax-triton and JAX's CUDA plugin ({install}): {error}") from error
@@ -126,7 +126,7 @@ def _call(kernel, visit, inputs, out, **options):
 
 
 def _launch(kernel, inputs, *, scalars, out_shape, grid, options):
-    import jax_triton
+    import jax_triton  # pyright: ignore[reportMissingImports]
 
     from zigma_kernels.selective_scan import triton_kernels
 
