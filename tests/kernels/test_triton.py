@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from test_selective_scan import assert_close, outputs_and_gradients, shapes, tolerance, truth
+from test_selective_scan import assert_close, outputs_and_gradients, tolerance, truth
 from zigma_kernels import GridPath, explain, selective_scan
 from zigma_kernels.selective_scan.cases import CASES, Case
 
@@ -24,7 +24,7 @@ needs_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an 
 def supported() -> str:
     """Why calls cannot be lowered here; empty if they can."""
     try:
-        jax.eval_shape(lambda args: selective_scan(**args, implementation="triton"), shapes(CASES["plain"]))
+        jax.eval_shape(lambda args: selective_scan(**args, implementation="triton"), CASES["plain"].shapes)
     except NotImplementedError as reason:
         return str(reason)
     return ""
@@ -49,15 +49,6 @@ def gradients(order=None):
     return both
 
 
-def state_shapes(case):
-    """As `shapes`, with the initial state if the case has one."""
-    args = shapes(case)
-    if case.initial_state:
-        segments = (case.order.segments,) if case.order and case.order.segments > 1 else ()
-        args["initial_state"] = jax.ShapeDtypeStruct((case.batch, *segments, *args["A"].shape), jnp.float32)
-    return args
-
-
 @needs_triton
 def test_interpreted():
     """The kernels' own code on the CPU, values and all gradients: plain, bfloat16, several blocks, segments."""
@@ -73,7 +64,7 @@ def test_interpreted():
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_lowers(name):
     case = CASES[name]
-    program = lowered(gradients(case.order), state_shapes(case))
+    program = lowered(gradients(case.order), case.shapes)
     assert len(re.findall(r"custom_call @triton_kernel_call", program)) == 2
     assert "gather" not in program  # the order is followed inside the kernels
 
@@ -83,25 +74,25 @@ def test_every_case_lowers(name):
 def test_states_and_types_lower(states):
     for dtype in ("float32", "bfloat16", "float16"):
         case = Case("", 1, 40, 48, states, dtype=dtype)
-        assert "triton_kernel_call" in lowered(gradients(), shapes(case))
+        assert "triton_kernel_call" in lowered(gradients(), case.shapes)
 
 
 @needs_jax_triton
 @pytest.mark.parametrize(("length", "channels"), [(1, 40), (40, 1), (1, 1)])
 def test_sizes_of_one_lower(length, channels):
-    args = shapes(Case("", 1, length, channels, 1))
+    args = Case("", 1, length, channels, 1).shapes
     assert "triton_kernel_call" in lowered(gradients(), args)
 
 
 @needs_jax_triton
 def test_a_traced_order_lowers():
-    args, order = shapes(CASES["plain"]), jax.ShapeDtypeStruct((33,), "int32")
+    args, order = CASES["plain"].shapes, jax.ShapeDtypeStruct((33,), "int32")
     assert "triton_kernel_call" in lowered(lambda args, order: gradients(order)(args), args, order)
 
 
 @needs_jax_triton
 def test_vmap_remat_and_shard_map_lower():
-    args = shapes(CASES["zigzag by columns"])
+    args = CASES["zigzag by columns"].shapes
     order = CASES["zigzag by columns"].order
 
     def loss(args):
@@ -114,6 +105,7 @@ def test_vmap_remat_and_shard_map_lower():
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     specs = {key: P("data", None, "model") for key in ("u", "dt", "z")}
     specs |= {key: P("data") for key in ("B", "C")} | {key: P("model") for key in ("A", "D", "dt_bias")}
+    specs["initial_state"] = P("data", "model")
     scan = jax.shard_map(
         lambda args: selective_scan(**args, order=order, implementation="triton"),
         mesh=mesh,
@@ -139,7 +131,7 @@ def test_refused_without_jax_triton(monkeypatch):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about machines without a GPU")
 def test_not_the_default_without_a_gpu():
-    found = explain(selective_scan, **shapes(CASES["plain"]))
+    found = explain(selective_scan, **CASES["plain"].shapes)
     assert found["triton"].startswith("needs an NVIDIA GPU of compute capability 8.0")
     assert found["xla"] == "chosen"
 

@@ -37,7 +37,7 @@ def forward_kernel(
     tokens, u, dt, z, B, C, A, D, dt_bias, state, d, length,
     y, final, starts,
     N: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
-    RASTER: tl.constexpr, GATED: tl.constexpr, SAVE: tl.constexpr,
+    RASTER: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     sequence, first, channel, inside, n, corner, chunks = _place(d, length, BLOCK, N, CHUNK)
     u, dt, z, y, B, C = u + first * d, dt + first * d, z + first * d, y + first * d, B + first * N, C + first * N
@@ -46,8 +46,7 @@ def forward_kernel(
     h = tl.load(state + sequence * N * d + corner, inside[None, :], 0.0)
 
     for chunk in range(chunks):
-        if SAVE:
-            tl.store(starts + (sequence * chunks + chunk) * N * d + corner, h, inside[None, :])
+        tl.store(starts + (sequence * chunks + chunk) * N * d + corner, h, inside[None, :])
         for start in range(chunk * CHUNK, tl.minimum((chunk + 1) * CHUNK, length), TILE):
             rows = ()
             for i in tl.static_range(TILE):
@@ -79,7 +78,7 @@ def backward_kernel(
     u, dt, z, dy, B, C = u + first * d, dt + first * d, z + first * d, dy + first * d, B + first * N, C + first * N
     du, ddt, dz = du + first * d, ddt + first * d, dz + first * d
     block = tl.program_id(1).to(tl.int64)
-    partial = (block * tl.num_programs(2) * tl.num_programs(0) * length + first) * N
+    partial = (block * tl.num_programs(0) * tl.num_programs(2) * length + first) * N
     dB, dC = dB + partial, dC + partial
     scratch += (sequence * tl.num_programs(1) + block) * (CHUNK * N * BLOCK // TILE)
     spot = n[:, None] + tl.arange(0, BLOCK)[None, :] * N
@@ -162,9 +161,10 @@ def backward_kernel(
 
 @jit
 def _place(d, length, BLOCK: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr):
-    """Sequence, row of its first token, channels, which of them exist, states, their offsets in (d, N), chunks."""
-    sequence = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    first = tl.program_id(2).to(tl.int64) * tl.num_programs(0) * length
+    """Sequence, row of its sample's first token, channels, which of them exist, states, their offsets in (d, N), chunks."""
+    sample = tl.program_id(0).to(tl.int64)
+    sequence = sample * tl.num_programs(2) + tl.program_id(2)
+    first = sample * tl.num_programs(2) * length
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     n = tl.arange(0, N)
     return sequence, first, channel, channel < d, n, n[:, None] + channel[None, :] * N, tl.cdiv(length, CHUNK)
@@ -173,7 +173,7 @@ def _place(d, length, BLOCK: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr)
 @jit
 def _token(tokens, i, length, RASTER: tl.constexpr):
     """The i-th token visited in this program's segment; past the end, the last one."""
-    i = tl.program_id(0) * length + tl.minimum(i, length - 1)
+    i = tl.program_id(2) * length + tl.minimum(i, length - 1)
     return i if RASTER else tl.load(tokens + i)
 
 

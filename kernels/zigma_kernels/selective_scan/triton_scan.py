@@ -1,10 +1,9 @@
 """The selective scan by Triton kernels, through jax-triton: for NVIDIA GPUs from Ampere on.
 
 The visiting order is followed inside the kernels (`triton_kernels`), by the index of each visited row: nothing
-is transposed but the states, and the number of states is padded to a power of two. Sums over tokens (dA, dD,
-ddt_bias) come out of a kernel one for each sequence, sums over channels (dB, dC) one for each block of channels,
-and are added up by XLA: no atomics, so two runs give the same bits. Nothing here imports Triton before a call
-asks for it.
+is transposed, and only the number of states is padded, to a power of two. Sums over tokens (dA, dD, ddt_bias)
+leave a kernel one for each sequence, sums over channels (dB, dC) one for each block of channels; XLA adds them
+up. Without atomics, two runs give the same bits. Triton is imported when a call asks for it.
 """
 
 import functools
@@ -14,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from zigma_kernels.dispatch import nvidia_capability
-from zigma_kernels.partitioned import vary_alike
-from zigma_kernels.visiting import Visit
+from zigma_kernels.partitioned import opaque_op
+from zigma_kernels.visiting import Visit, num_segments
 
 FORWARD_TILE = 4  # tokens whose rows are loaded together
 BACKWARD_TILE = 2  # tokens whose states are in registers together: with 4 they do not fit
@@ -25,7 +24,7 @@ HOPPER = (9, 0)  # what is compiled for on a machine without a GPU
 
 def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
     """The contract in `api`."""
-    _require_support(u, dt, A, B, C, D, z, dt_bias, initial_state)
+    _require_support(order, u, dt, A, B, C, D, z, dt_bias, initial_state)
     visit = Visit.along(order, u.shape[1])
     d, n = A.shape
     padding = 2 ** (n - 1).bit_length() - n  # states that stay 0
@@ -35,19 +34,22 @@ def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
         x = x.astype(jnp.float32)
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]) if padding else x
 
-    state = wide(initial_state).reshape(-1, d, n + padding)
+    state = wide(initial_state.reshape(-1, visit.segments, d, n))
     vectors = D.astype(jnp.float32), dt_bias.astype(jnp.float32)
-    y, state = _scan(visit, u, dt, z, wide(B), wide(C), wide(A), *vectors, state)
+    scan = _scan(visit.kind == "raster")
+    y, state = scan(visit.tokens, u, dt, z, wide(B), wide(C), wide(A), *vectors, state)
     return y, state[..., :n].reshape(initial_state.shape)
 
 
-def _require_support(*arrays):
+def _require_support(order, *arrays):
     unknown = {x.dtype.name for x in arrays if x is not None} - {"float32", "bfloat16", "float16"}
     if unknown:
         raise NotImplementedError(f"takes float32, bfloat16 and float16, not {', '.join(sorted(unknown))}")
-    _, L, d = arrays[0].shape
-    if L * d >= 2**31:
-        raise NotImplementedError(f"offsets in a sample have 32 bits, but L * d = {L} * {d}")
+    u, _, A, *_ = arrays
+    if A.shape[1] > 256:
+        raise NotImplementedError(f"takes up to 256 states, not {A.shape[1]}")
+    if u.shape[1] * u.shape[2] >= 2**31 or num_segments(order) >= 2**16:
+        raise NotImplementedError(f"u {u.shape} in {num_segments(order)} segments: L * d < 2^31, segments < 2^16")
     try:
         import jax_triton  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -55,47 +57,37 @@ def _require_support(*arrays):
         raise NotImplementedError(f"needs jax-triton and JAX's CUDA plugin ({install}): {error}") from error
 
 
-@jax.custom_vjp
-def _scan(visit, u, dt, z, B, C, A, D, dt_bias, state):
-    """u, dt, z (b, L, d); B, C (b, L, N); A (d, N); D, dt_bias (d,); state (b * segments, d, N)."""
-    y, final, _ = _forward(visit, False, u, dt, z, B, C, A, D, dt_bias, state)
-    return y, final
+@functools.cache
+def _scan(raster):
+    """The scan (tokens, u, dt, z, B, C, A, D, dt_bias, state) -> (y, final state), N states a power of two."""
+    return opaque_op(
+        functools.partial(_forward, raster),
+        functools.partial(_backward, raster),
+        arguments="b L d, b L d, b L d, b L n, b L n, d n, d, d, b s d n",
+        results="b L d, b s d n",
+        saved="b s c d n",
+    )
 
 
-def _scan_fwd(visit, *arrays):
-    y, final, starts = _forward(visit, True, *arrays)
-    return (y, final), (visit, starts, *arrays[:-1])
+def _forward(raster, tokens, u, dt, z, B, C, A, D, dt_bias, state):
+    chunks = math.ceil(u.shape[1] // state.shape[1] / CHUNK)
+    starts = _like(state, (*state.shape[:2], chunks, *A.shape))
+    inputs = tokens, u, dt, u if z is None else z, B, C, A, D, dt_bias, state
+    out = _like(u), _like(state), starts
+    return _call("forward_kernel", state, inputs, out, RASTER=raster, GATED=z is not None, TILE=FORWARD_TILE)
 
 
-def _scan_bwd(residuals, gradients):
-    return None, *_backward(*residuals, *gradients)
-
-
-_scan.defvjp(_scan_fwd, _scan_bwd)
-
-
-def _forward(visit, save, u, dt, z, B, C, A, D, dt_bias, state):
-    """y, the final state, and with `save` the state before each chunk (b * segments, chunks, d, N)."""
-    chunks = math.ceil(u.shape[1] // visit.segments / CHUNK)
-    starts = (len(state), chunks, *A.shape) if save else (1,)
-    inputs = u, dt, u if z is None else z, B, C, A, D, dt_bias, state
-    out = _like(u), _like(state), _like(state, starts)
-    return _call("forward_kernel", visit, inputs, out, TILE=FORWARD_TILE, GATED=z is not None, SAVE=save)
-
-
-def _backward(visit, starts, u, dt, z, B, C, A, D, dt_bias, dy, dfinal):
-    """The gradients of u, dt, z, B, C, A, D, dt_bias, state."""
-    sequences, (d, N) = len(dfinal), A.shape
-    blocks = math.ceil(d / _block(N))
-    partial, vector = _like(B, (blocks, *B.shape)), _like(D, (sequences, d))
-    scratch = _like(A, (sequences, blocks, CHUNK // BACKWARD_TILE, _block(N), N))
-    inputs = u, dt, u if z is None else z, B, C, A, D, dt_bias, starts, dy, dfinal
-    dz = _like(u, (1,)) if z is None else _like(z)
-    out = _like(u), _like(dt), dz, partial, partial, _like(dfinal), vector, vector, _like(dfinal), scratch
-    found = _call("backward_kernel", visit, inputs, out, TILE=BACKWARD_TILE, GATED=z is not None)
+def _backward(raster, tokens, starts, dy, dfinal, u, dt, z, B, C, A, D, dt_bias, state):
+    (b, segments, d, N), blocks = state.shape, _blocks(state)
+    partial, vector = _like(B, (blocks, *B.shape)), _like(D, (b, segments, d))
+    scratch = _like(A, (b, segments, blocks, CHUNK // BACKWARD_TILE, _block(N), N))
+    inputs = tokens, u, dt, u if z is None else z, B, C, A, D, dt_bias, starts, dy, dfinal
+    like_z = _like(u, (1,)) if z is None else _like(z)
+    out = _like(u), _like(dt), like_z, partial, partial, _like(state), vector, vector, _like(state), scratch
+    found = _call("backward_kernel", state, inputs, out, RASTER=raster, GATED=z is not None, TILE=BACKWARD_TILE)
     du, ddt, dz, dB, dC, dA, dD, ddt_bias, dstate, _ = found
-    sums = (x.sum(0) for x in (dB, dC, dA, dD, ddt_bias))
-    return du, ddt, None if z is None else dz, *sums, dstate
+    parameters = (x.sum(1) for x in (dA, dD, ddt_bias))
+    return du, ddt, None if z is None else dz, dB.sum(0), dC.sum(0), *parameters, dstate
 
 
 def _like(x, shape=None):
@@ -103,42 +95,34 @@ def _like(x, shape=None):
 
 
 def _block(N):
-    """Channels of a program: with 16 states, one for each lane of its warp."""
-    return min(32, max(1, 512 // N))
+    """Channels of a program: its state is 16 numbers a lane, less with few states."""
+    return min(32, 512 // N)
 
 
-def _call(kernel, visit, inputs, out, **options):
-    """Launches a kernel, a program for each segment, block of channels and sample; under vmap, again and again."""
-    b, L, d = inputs[0].shape
-    N = inputs[5].shape[1]
-    options |= {"N": N, "BLOCK": _block(N), "CHUNK": CHUNK, "RASTER": visit.kind == "raster"}
-    launch = functools.partial(
-        _launch,
-        kernel,
-        scalars=(d, L // visit.segments),
-        out_shape=out,
-        grid=(visit.segments, math.ceil(d / _block(N)), b),
-        options=options,
-    )
-    inputs = vary_alike((visit.tokens, *inputs))
-    outputs = jax.custom_batching.sequential_vmap(lambda *inputs: launch(inputs))(*inputs)
-    return vary_alike((outputs, inputs))[0]
+def _blocks(state):
+    return math.ceil(state.shape[2] / _block(state.shape[3]))
 
 
-def _launch(kernel, inputs, *, scalars, out_shape, grid, options):
+def _call(kernel, state, inputs, out, **options):
+    """Launches a kernel, one program for each sample, block of channels and segment."""
     import jax_triton  # pyright: ignore[reportMissingImports]
 
     from zigma_kernels.selective_scan import triton_kernels
 
+    b, segments, d, N = state.shape
     major, minor = nvidia_capability() or HOPPER
     return jax_triton.triton_call(
         *inputs,
-        *scalars,
+        d,
+        inputs[1].shape[1] // segments,
         kernel=getattr(triton_kernels, kernel),
-        out_shape=out_shape,
-        grid=grid,
+        out_shape=out,
+        grid=(b, _blocks(state), segments),
         name=f"selective_scan_{kernel}",
         num_warps=1,
         compute_capability=10 * major + minor,
+        N=N,
+        BLOCK=_block(N),
+        CHUNK=CHUNK,
         **options,
     )
