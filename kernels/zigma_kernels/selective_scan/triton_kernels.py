@@ -5,8 +5,8 @@
 A program is one warp. It goes through one sequence (a segment of one sample) for BLOCK channels, its state
 (N, BLOCK) in registers: since states lie in memory as (d, N), Triton gives each lane 4 states of 4 channels (when
 there are 16 and 32), so that sums over states and sums over channels (dB, dC) cost few steps across lanes. Tokens
-go by tiles of TILE, written out. Rows lie in raster order and are read and written at the index of the visited
-token. Past the end of a sequence, tokens have steps of size 0.
+go by tiles of TILE, written out; the rows of the next tile are on their way while one is worked on. Rows lie in
+raster order and are read and written at the index of the visited token. Past a sequence's end, steps have size 0.
 
 The forward kernel saves the state before every CHUNK tokens. The backward kernel goes through the chunks from
 the last to the first: it recomputes the state before each tile into `scratch` (the program's own, small enough
@@ -45,24 +45,28 @@ def forward_kernel(
     A = tl.load(A + corner, inside[None, :], 0.0) * LOG2E
     h = tl.load(state + sequence * N * d + corner, inside[None, :], 0.0)
 
+    ahead = _rows((u, dt, z), tokens, 0, length, d, channel, TILE, RASTER)
     for chunk in range(chunks):
         tl.store(starts + (sequence * chunks + chunk) * N * d + corner, h, inside[None, :])
         for start in range(chunk * CHUNK, tl.minimum((chunk + 1) * CHUNK, length), TILE):
-            rows = ()
+            rows = ahead
+            ahead = _rows((u, dt, z), tokens, start + TILE, length, d, channel, TILE, RASTER)
+            states = ()
             for i in tl.static_range(TILE):
-                t = _token(tokens, start + i, length, RASTER)
-                at = t * d + channel
-                u_t, dt_t = _row(u, at, inside), _row(dt, at, inside)
-                z_t = _row(z, at, inside) if GATED else u_t
-                rows = rows + ((at, u_t, dt_t, z_t, tl.load(B + (t * N + n)), tl.load(C + (t * N + n))),)
+                at = rows[i][0] * N + n
+                states = states + ((tl.load(B + at), tl.load(C + at)),)
             for i in tl.static_range(TILE):
-                at, u_t, dt_t, z_t, B_t, C_t = rows[i]
-                delta = tl.where(start + i < length, _softplus(dt_t + dt_bias), 0.0)
-                h = _step(h, A, delta, u_t, B_t)
+                t, u_t, dt_t, z_t = rows[i]
+                B_t, C_t = states[i]
+                real = start + i < length
+                delta = tl.where(real, _softplus(dt_t.to(tl.float32) + dt_bias), 0.0)
+                u_t = u_t.to(tl.float32)
+                h = tl.exp2(delta[None, :] * A) * h + (delta * u_t)[None, :] * B_t[:, None]
                 y_t = tl.sum(h * C_t[:, None], 0) + D * u_t
                 if GATED:
+                    z_t = z_t.to(tl.float32)
                     y_t *= z_t * _sigmoid(z_t)
-                tl.store(y + at, y_t, inside & (start + i < length))
+                tl.store(y + (t * d + channel), y_t, inside & real)
 
     tl.store(final + sequence * N * d + corner, h, inside[None, :])
 
@@ -92,35 +96,35 @@ def backward_kernel(
         tiles = tl.cdiv(tl.minimum(CHUNK, length - chunk * CHUNK), TILE)
 
         h = tl.load(starts + (sequence * chunks + chunk) * N * d + corner, inside[None, :], 0.0)
+        ahead = _rows((u, dt), tokens, chunk * CHUNK, length, d, channel, TILE, RASTER)
         for tile in range(tiles):
             tl.store(scratch + tile * N * BLOCK + spot, h)
             start = chunk * CHUNK + tile * TILE
-            rows = ()
+            rows = ahead
+            ahead = _rows((u, dt), tokens, start + TILE, length, d, channel, TILE, RASTER)
             for i in tl.static_range(TILE):
-                t = _token(tokens, start + i, length, RASTER)
-                at = t * d + channel
-                rows = rows + ((_row(u, at, inside), _row(dt, at, inside), tl.load(B + (t * N + n))),)
-            for i in tl.static_range(TILE):
-                u_t, dt_t, B_t = rows[i]
-                delta = tl.where(start + i < length, _softplus(dt_t + dt_bias), 0.0)
-                h = _step(h, A, delta, u_t, B_t)
+                t, u_t, dt_t = rows[i]
+                B_t = tl.load(B + (t * N + n))
+                delta = tl.where(start + i < length, _softplus(dt_t.to(tl.float32) + dt_bias), 0.0)
+                h = tl.exp2(delta[None, :] * A) * h + (delta * u_t.to(tl.float32))[None, :] * B_t[:, None]
         tl.debug_barrier()  # what one lane wrote another may read
 
+        ahead = _rows((u, dt, z, dy), tokens, chunk * CHUNK + (tiles - 1) * TILE, length, d, channel, TILE, RASTER)
         for j in range(tiles):
             tile = tiles - 1 - j
             start = chunk * CHUNK + tile * TILE
             h = tl.load(scratch + tile * N * BLOCK + spot)
-            rows = ()
+            rows = ahead
+            ahead = _rows((u, dt, z, dy), tokens, start - TILE, length, d, channel, TILE, RASTER)
+            states, kept = (), ()
             for i in tl.static_range(TILE):
-                t = _token(tokens, start + i, length, RASTER)
-                at = t * d + channel
-                u_t, dt_t, dy_t = _row(u, at, inside), _row(dt, at, inside), _row(dy, at, inside)
-                rows = rows + ((t, u_t, dt_t, _row(z, at, inside) if GATED else u_t, dy_t),)
-            kept = ()
+                at = rows[i][0] * N + n
+                states = states + ((tl.load(B + at), tl.load(C + at)),)
             for i in tl.static_range(TILE):
                 t, u_t, dt_t, z_t, dy_t = rows[i]
+                u_t, dt_t, z_t, dy_t = u_t.to(tl.float32), dt_t.to(tl.float32), z_t.to(tl.float32), dy_t.to(tl.float32)
                 at = t * d + channel
-                B_t, C_t = tl.load(B + (t * N + n)), tl.load(C + (t * N + n))
+                B_t, C_t = states[i]
                 real = start + i < length
                 delta = tl.where(real, _softplus(dt_t + dt_bias), 0.0)
                 dy_t = tl.where(real, dy_t, 0.0)
@@ -132,12 +136,12 @@ def backward_kernel(
                     tl.store(dz + at, dy_t * y_t * gate * (1.0 + z_t * (1.0 - gate)), inside & real)
                     dy_t *= z_t * gate
                 tl.store(dC + (t * N + n), tl.sum(h * dy_t[None, :], 1), real)
-                kept = kept + ((before, decay, delta, dy_t),)
+                kept = kept + ((before, decay, delta, u_t, dt_t, dy_t),)
             for i in tl.static_range(TILE - 1, -1, -1):
-                t, u_t, dt_t, z_t, dy_t = rows[i]
+                before, decay, delta, u_t, dt_t, dy_t = kept[i]
+                t = rows[i][0]
                 at = t * d + channel
                 B_t, C_t = tl.load(B + (t * N + n)), tl.load(C + (t * N + n))
-                before, decay, delta, dy_t = kept[i]
                 real = start + i < length
                 dh = g + C_t[:, None] * dy_t[None, :]
                 tl.store(dB + (t * N + n), tl.sum(dh * (delta * u_t)[None, :], 1), real)
@@ -161,7 +165,7 @@ def backward_kernel(
 
 @jit
 def _place(d, length, BLOCK: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr):
-    """Sequence, row of its sample's first token, channels, which of them exist, states, their offsets in (d, N), chunks."""
+    """The program's sequence, its sample's first row, its channels, which exist, states, offsets in (d, N); chunks."""
     sample = tl.program_id(0).to(tl.int64)
     sequence = sample * tl.num_programs(2) + tl.program_id(2)
     first = sample * tl.num_programs(2) * length
@@ -171,20 +175,23 @@ def _place(d, length, BLOCK: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr)
 
 
 @jit
+def _rows(arrays, tokens, start, length, d, channel, TILE: tl.constexpr, RASTER: tl.constexpr):
+    """For each of TILE tokens from the start-th: its index, and its row of each of `arrays`."""
+    rows = ()
+    for i in tl.static_range(TILE):
+        t = _token(tokens, start + i, length, RASTER)
+        row = (t,)
+        for k in tl.static_range(len(arrays)):
+            row = row + (tl.load(arrays[k] + (t * d + channel), channel < d, 0.0),)
+        rows = rows + (row,)
+    return rows
+
+
+@jit
 def _token(tokens, i, length, RASTER: tl.constexpr):
-    """The i-th token visited in this program's segment; past the end, the last one."""
-    i = tl.program_id(2) * length + tl.minimum(i, length - 1)
+    """The i-th token visited in this program's segment; the nearest if there is none."""
+    i = tl.program_id(2) * length + tl.minimum(tl.maximum(i, 0), length - 1)
     return i if RASTER else tl.load(tokens + i)
-
-
-@jit
-def _row(x, at, inside):
-    return tl.load(x + at, inside, 0.0).to(tl.float32)
-
-
-@jit
-def _step(h, A, delta, u, B):
-    return tl.exp2(delta[None, :] * A) * h + (delta * u)[None, :] * B[:, None]
 
 
 @jit
