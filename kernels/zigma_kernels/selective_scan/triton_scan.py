@@ -95,8 +95,8 @@ def _like(x, shape=None):
 
 
 def _block(N):
-    """Channels of a program: its state is 16 numbers a lane, less with few states."""
-    return min(32, 512 // N)
+    """Channels of a program: more would not fit the registers of its warp."""
+    return 32 if N <= 16 else 256 // N
 
 
 def _blocks(state):
