@@ -38,7 +38,8 @@ def ablate(experiment: Experiment, workdir: Path) -> str:
     """Makes the runs that `workdir` lacks, then the report; returns its table.
 
     Raises:
-        ImportError: no matplotlib. ValueError: the workdir's records or pictures belong to another configuration, or a field breaks its rule.
+        ImportError: there is no matplotlib.
+        ValueError: the workdir's records or pictures belong to another configuration, or a field breaks its rule.
     """
     ablation, base = experiment.ablation, experiment.base
     require_matplotlib()  # now, not after the last run
