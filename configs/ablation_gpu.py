@@ -4,7 +4,7 @@
 
 The pictures are those of configs/ablation.py: copy pictures.npz from one workdir to the other, and the machine with
 the GPU needs no data set.
-Hardware: one GPU; 7 M parameters, 256 tokens, float32. Time and result: docs/ablation.md.
+Hardware: one GPU; 3 M parameters, 256 tokens, float32. Time and result: docs/ablation.md.
 """
 
 from zigma_jax.ablation.config import default_ablation
@@ -18,10 +18,10 @@ def get_config():
 
     config.model.patch_size = 2
     config.model.hidden_size = 192
-    config.model.depth = 16
+    config.model.depth = 8
     config.model.drop_path_rate = 0.0
 
-    config.train.steps = 4000
+    config.train.steps = 3000
     config.train.batch_size = 128
     config.train.ema_decay = 0.995
     config.optimizer.learning_rate = 1e-3

@@ -55,7 +55,9 @@ def ablate(experiment: Experiment, workdir: Path) -> str:
     reference = {"real_distance": real_distance(pictures, ablation.samples), "distance": distance.NAME}
     write_atomically(workdir / "reference.json", json.dumps(reference, indent=1).encode())
     runner = Runner(experiment, pictures, mesh)
-    with tqdm(total=len(missing) * base.train.steps, unit="step", dynamic_ncols=True) as bar:
+    interval = 0.1 if sys.stderr.isatty() else 30  # seconds: a log file wants few lines
+    total = len(missing) * base.train.steps
+    with tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
         for number, (scan, seed) in enumerate(missing, start=1):
             bar.set_description(f"{scan}, seed {seed} (run {number} of {len(missing)})")
 

@@ -20,7 +20,7 @@ class AblationConfig:
     """ablation.*
 
     Attributes:
-        scans: the orders compared; differences are taken from the first.
+        scans: the orders compared.
         seeds: each order is trained once with each; a seed decides initial weights, order of the data, noise and
             times in training, and noise in sampling.
         held_out: the split of the data set that losses and distances are measured on.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zigma_jax.ablation.config import SCANS
 from zigma_jax.training.files import write_atomically
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def write_report(workdir: Path) -> str:
     """
     records = sorted(
         (json.loads(path.read_text()) for path in (workdir / "records").glob("*.json")),
-        key=lambda record: (record["finished"], record["scan"], record["seed"]),
+        key=lambda record: (_rank(record["scan"]), record["seed"]),
     )
     if not records:
         raise ValueError(f"{workdir} has no records of an ablation yet")
@@ -139,6 +140,11 @@ def curve_of(records: Sequence[Record], field: str) -> tuple[np.ndarray, np.ndar
     points = [[point for point in record["curve"] if field in point] for record in records]
     steps = np.array([point["step"] for point in points[0]])
     return steps, np.array([[point[field] for point in curve] for curve in points])
+
+
+def _rank(scan: str) -> tuple[int, str]:
+    """The order of rows and colours: that of SCANS, then by name, whenever the runs were made."""
+    return (SCANS.index(scan) if scan in SCANS else len(SCANS), scan)
 
 
 def _spread(values: Sequence[float], digits: int, sign: str = "") -> str:
