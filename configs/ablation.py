@@ -24,7 +24,7 @@ def get_config():
     config.train.steps = 800
     config.train.batch_size = 32
     config.train.cpu_devices = 2
-    config.train.accumulate = 2  # small parts stay in the cache
+    config.train.accumulate = 4  # small parts stay in the cache
     config.train.ema_decay = 0.99
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
