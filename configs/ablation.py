@@ -1,6 +1,6 @@
 """The paper's ablation at a size for a laptop's CPU: seven scan orders, three seeds, 32-pixel cartoon faces.
 
-    python -m zigma_jax.ablation
+    python -m zigma_jax.ablation --config=configs/ablation.py
 
 Not for `zigma_jax.train`: `model.scan` and `train.seed` are what varies, and the section `ablation` says how.
 Hardware: 2 CPU cores. The model has 0.4 M parameters and 64 tokens.

@@ -3,7 +3,7 @@
     python -m zigma_jax.ablation --config=configs/ablation_gpu.py --workdir=runs/ablation_gpu
 
 The pictures are those of configs/ablation.py: copy pictures.npz from one workdir to the other, and the machine with
-the GPU needs no data set.
+the GPU needs no data set. The distance's network comes with the extra `eval`.
 Hardware: one GPU; 3 M parameters, 256 tokens, float32. Time and result: docs/ablation.md.
 """
 
@@ -33,5 +33,6 @@ def get_config():
     config.ablation.evaluations = 8
     config.ablation.distances = 4
     config.ablation.samples = 2000
+    config.ablation.features = "effnet"
     config.ablation.batch = 500
     return config

@@ -16,7 +16,7 @@ from PIL import Image
 
 from zigma_jax.ablation.__main__ import ablate
 from zigma_jax.ablation.config import default_ablation, parse_experiment
-from zigma_jax.ablation.distance import features
+from zigma_jax.ablation.distance import make_statistics, mean_colours
 from zigma_jax.ablation.pictures import load_pictures, training_batches
 from zigma_jax.ablation.report import make_table, write_report
 from zigma_jax.ablation.run import Runner, make_programs, shared_initial_params
@@ -201,8 +201,23 @@ def test_batches_cover_every_epoch_and_belong_to_the_seed():
 
 def test_features_are_mean_colours():
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), dtype=np.uint8)
-    found = features(pictures).reshape(3, 8, 8, 3)
+    found = mean_colours(pictures).reshape(3, 8, 8, 3)
     assert found[1, 2, 7, 0] == pytest.approx(pictures[1, 4:6, 21:24, 0].mean() / 127.5 - 1, abs=1e-6)
+
+
+def test_a_networks_features_do_not_depend_on_the_batch(monkeypatch):
+    """A stand-in for the network: what is filled up at the end of the last batch must not count."""
+
+    def network(images):
+        return {"pool": images.reshape(len(images), -1)[:, :5].astype(np.float32)}
+
+    monkeypatch.setattr("zigma_jax.metrics.networks.load_network", lambda name: jax.tree_util.Partial(network))
+    pictures = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
+    found = make_statistics("effnet", make_mesh(), 8)(pictures)
+    rows = pictures.reshape(21, -1)[:, :5].astype(np.float64)
+    assert found.count == 21
+    np.testing.assert_allclose(found.mean, rows.mean(0))
+    np.testing.assert_allclose(found.covariance, np.cov(rows, rowvar=False))
 
 
 def test_the_tables_numbers():
@@ -256,6 +271,7 @@ def test_the_tables_numbers():
         ({"ablation__samples": 1}, r"config.ablation.samples = 1: must lie in"),
         ({"model__num_classes": 20}, r"config.model.num_classes = 20: the ablation is unconditional"),
         ({"data__image_size": 12}, r"config.data.image_size = \(12, 12\): must be a multiple of 8"),
+        ({"ablation__features": "fid"}, r"config.ablation.features = 'fid': must be one of colour, effnet"),
         ({"train__fsdp": 2}, r"config.train.fsdp = 2: "),
     ],
 )
@@ -267,6 +283,8 @@ def test_what_cannot_be_compared_is_refused(data_dir, changes, message):
 def test_refusals_that_need_the_devices_or_the_records(data_dir, tmp_path):
     with pytest.raises(ValueError, match=r"config.train.batch_size = 12: must be divisible by the number of devices"):
         ablate(tiny(data_dir, train__batch_size=12), tmp_path)
+    with pytest.raises(ValueError, match=r"config.ablation.batch = 12: must be divisible by 8 devices"):
+        ablate(tiny(data_dir, ablation__batch=12), tmp_path)
     with pytest.raises(ValueError, match=r"has no records of an ablation yet"):
         write_report(tmp_path)
     misspelt = {"ablation": {"sedes": (0,)}, "data": {"image_size": 8}}

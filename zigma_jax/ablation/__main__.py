@@ -6,7 +6,7 @@ distance of samples. The same command again goes on with the runs that are missi
     records/SCAN-SEED.json   one run: curves, times, parameters, configuration, device, versions
     samples/SCAN-SEED.png    the first pictures of its last distance
     pictures.npz             the data set as the runs see it; a machine that has this file needs no data set
-    reference.json           the distance of real pictures
+    reference.json           the distance that perfect samples would have
     table.md, curves.png     the comparison; `--report` makes them of the runs there are, and trains nothing
 
 Exit codes: 0 done; 1 an error, named on the last line; 130 interrupted: the run under way is lost, no other.
@@ -20,12 +20,12 @@ from pathlib import Path
 from absl import app, flags
 from tqdm import tqdm
 
-from zigma_jax.ablation import distance
 from zigma_jax.ablation.config import Experiment, parse_experiment
 from zigma_jax.ablation.pictures import load_pictures
 from zigma_jax.ablation.report import read_record, record_path, require_matplotlib, write_report
-from zigma_jax.ablation.run import Runner, real_distance
+from zigma_jax.ablation.run import Runner
 from zigma_jax.programs import DEFINE_config, exit_with_errors, parse_flags, set_cpu_devices
+from zigma_jax.training.config import require
 from zigma_jax.training.files import write_atomically
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.sharding import check_batch, make_mesh
@@ -45,6 +45,9 @@ def ablate(experiment: Experiment, workdir: Path) -> str:
     require_matplotlib()  # now, not after the last run
     mesh = make_mesh()
     check_batch(base.train.batch_size, base.train.accumulate, mesh)
+    require(
+        ablation.batch % mesh.size == 0, "ablation.batch", ablation.batch, f"must be divisible by {mesh.size} devices"
+    )
 
     missing = [
         (scan, seed)
@@ -52,9 +55,9 @@ def ablate(experiment: Experiment, workdir: Path) -> str:
         if read_record(record_path(workdir, scan, seed), experiment.settings()) is None
     ]
     pictures = load_pictures(base.data, ablation.held_out, workdir / "pictures.npz")
-    reference = {"real_distance": real_distance(pictures, ablation.samples), "distance": distance.NAME}
-    write_atomically(workdir / "reference.json", json.dumps(reference, indent=1).encode())
     runner = Runner(experiment, pictures, mesh)
+    reference = {"real_distance": runner.real_distance}
+    write_atomically(workdir / "reference.json", json.dumps(reference).encode())
     interval = 0.1 if sys.stderr.isatty() else 30  # seconds: a log file wants few lines
     total = len(missing) * base.train.steps
     with tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=interval) as bar:

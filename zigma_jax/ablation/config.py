@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ml_collections import config_dict
 
@@ -11,7 +11,7 @@ from zigma_jax.training.config import RunConfig, require
 from zigma_jax.training.parse_config import default_config, from_dict, parse_section, to_dict
 
 SCANS = ("sweep1", "sweep2", "zigzag1", "zigzag2", "zigzag8", "hilbert8", "random8")
-CELLS = 8  # the features are colours of CELLS × CELLS parts of a picture
+CELLS = 8  # the features "colour" are those of CELLS × CELLS parts of a picture
 _MOST_SEEDS = 10_000
 
 
@@ -27,7 +27,8 @@ class AblationConfig:
         evaluations: so many times, evenly over the run and at its end, the held-out loss is measured.
         distances: so many times, likewise, the Fréchet distance is.
         samples: pictures drawn for each distance.
-        batch: pictures at a time in both.
+        features: what the distance compares: "colour", or "effnet", a network (docs/networks.md).
+        batch: pictures at a time in all of these.
     """
 
     scans: tuple[str, ...] = SCANS
@@ -36,6 +37,7 @@ class AblationConfig:
     evaluations: int = 8
     distances: int = 4
     samples: int = 1000
+    features: Literal["colour", "effnet"] = "colour"
     batch: int = 128
 
     def __post_init__(self):
@@ -75,10 +77,10 @@ class Experiment:
             require(not getattr(model, field), f"model.{field}", getattr(model, field), "the ablation is unconditional")
         require(train.fsdp == 1, "train.fsdp", train.fsdp, "the ablation keeps its state whole: must be 1")
         require(
-            all(pixels % CELLS == 0 for pixels in model.sample_shape[:2]),
+            self.ablation.features != "colour" or all(pixels % CELLS == 0 for pixels in model.sample_shape[:2]),
             "data.image_size",
             model.sample_shape[:2],
-            f"must be a multiple of {CELLS}, for the distance's features",
+            f"must be a multiple of {CELLS} for ablation.features = 'colour'",
         )
         for scan in self.ablation.scans:
             period = scan_orders(scan, model.grid, seed=model.scan_seed).period

@@ -16,11 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from zigma_jax.ablation import distance
 from zigma_jax.ablation.config import AblationConfig, Experiment
+from zigma_jax.ablation.distance import MEANING, make_statistics
 from zigma_jax.ablation.pictures import Pictures, training_batches
 from zigma_jax.data.images import to_uint8
-from zigma_jax.metrics import Gaussian, frechet_distance
+from zigma_jax.metrics import frechet_distance
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
 from zigma_jax.training.array_store import flatten, nest
@@ -60,7 +60,10 @@ class Runner:
     def __init__(self, experiment: Experiment, pictures: Pictures, mesh: Mesh):
         self.experiment, self.mesh, self.about = experiment, mesh, pictures.about
         self.train, self.held_out = jax.device_put((pictures.train, pictures.held_out), replicated(mesh))
-        self.real = distance.statistics(pictures.held_out)
+        self.statistics = make_statistics(experiment.ablation.features, mesh, experiment.ablation.batch)
+        self.real = self.statistics(pictures.held_out)
+        # What perfect samples would have: as many training pictures instead.
+        self.real_distance = frechet_distance(self.real, self.statistics(pictures.train[: experiment.ablation.samples]))
         self._programs: dict[str, Programs] = {}
 
     def run(
@@ -93,7 +96,7 @@ class Runner:
             point["loss"] = self._held_out_loss(programs, state.ema, ablation)
             if i % (ablation.evaluations // ablation.distances) == 0:
                 pictures = self._draw(programs, state.ema, seed, ablation)
-                point["distance"] = frechet_distance(self.real, distance.statistics(pictures))
+                point["distance"] = frechet_distance(self.real, self.statistics(pictures))
             advance(0, point["loss"])
             curve.append(point)
             training += trained - started
@@ -105,8 +108,8 @@ class Runner:
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "skipped_steps": int(state.skipped),
             "seconds": {"compile": programs.compile_seconds, "training": training, "evaluation": evaluation},
-            "distance": distance.NAME,
-            "distance_means": distance.MEANING,
+            "distance": f"FD-{ablation.features}",
+            "distance_means": f"Fréchet distance of {MEANING[ablation.features]}",
             "data": self.about,
             "settings": self.experiment.settings(),
             "device": f"{self.mesh.size} × {jax.devices()[0].device_kind}",
@@ -188,12 +191,6 @@ def shared_initial_params(cfg: ZigMaConfig, seed: int | Int[Array, ""]) -> Param
         return flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
     return nest(params_of(cfg) | params_of(dataclasses.replace(cfg, scan="sweep1")))
-
-
-def real_distance(pictures: Pictures, samples: int) -> float:
-    """The distance that perfect samples would have: `samples` training pictures against the held-out ones."""
-    real: Gaussian = distance.statistics(pictures.held_out)
-    return frechet_distance(real, distance.statistics(pictures.train[:samples]))
 
 
 def _check_learning(state: TrainState, config: RunConfig, scan: str) -> None:
