@@ -21,7 +21,7 @@ def get_config():
     config.model.depth = 8
     config.model.drop_path_rate = 0.0
 
-    config.train.steps = 800
+    config.train.steps = 640
     config.train.batch_size = 32
     config.train.cpu_devices = 2
     config.train.accumulate = 4  # small parts stay in the cache
@@ -30,7 +30,7 @@ def get_config():
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.sample.method = "heun"
-    config.sample.steps = 11
+    config.sample.steps = 9
 
     config.ablation.evaluations = 8
     config.ablation.distances = 2

@@ -119,7 +119,7 @@ def test_it_goes_on_with_what_is_missing(finished, data_dir, monkeypatch):
     assert " ± " in (workdir / "table.md").read_text()
 
     with pytest.raises(ValueError, match=r"another configuration(?s:.*)model.state_size: 4 there, 8 now"):
-        ablate(tiny(data_dir, model__state_size=8), workdir)
+        ablate(tiny(data_dir, model__state_size=8, ablation__scans=("zigzag2",)), workdir)
     for name in ("sweep1-1", "random1-1"):
         (workdir / "records" / f"{name}.json").unlink()
     assert len(made) == 3

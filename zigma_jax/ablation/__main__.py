@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from zigma_jax.ablation.config import Experiment, parse_experiment
 from zigma_jax.ablation.pictures import load_pictures
-from zigma_jax.ablation.report import read_record, record_path, require_matplotlib, write_report
+from zigma_jax.ablation.report import check_records, record_path, require_matplotlib, write_report
 from zigma_jax.ablation.run import Runner
 from zigma_jax.programs import DEFINE_config, exit_with_errors, parse_flags, set_cpu_devices
 from zigma_jax.training.config import require
@@ -49,10 +49,11 @@ def ablate(experiment: Experiment, workdir: Path) -> str:
         ablation.batch % mesh.size == 0, "ablation.batch", ablation.batch, f"must be divisible by {mesh.size} devices"
     )
 
+    check_records(workdir, experiment.settings())
     missing = [
         (scan, seed)
         for seed, scan in itertools.product(ablation.seeds, ablation.scans)  # one seed of every order comes first
-        if read_record(record_path(workdir, scan, seed), experiment.settings()) is None
+        if not record_path(workdir, scan, seed).exists()
     ]
     pictures = load_pictures(base.data, ablation.held_out, workdir / "pictures.npz")
     runner = Runner(experiment, pictures, mesh)

@@ -22,21 +22,18 @@ def record_path(workdir: Path, scan: str, seed: int) -> Path:
     return workdir / "records" / f"{scan}-{seed}.json"
 
 
-def read_record(path: Path, settings: dict[str, Any]) -> Record | None:
-    """The record of a run, None if it was not made yet.
-
-    Raises:
-        ValueError: it was made with other settings (`Experiment.settings`); the fields are named.
-    """
-    if not path.exists():
-        return None
-    record = json.loads(path.read_text())
-    here, there = json.loads(json.dumps(settings)), record["settings"]
-    fields = {f"{section}.{field}" for table in (here, there) for section in table for field in table[section]}
-    if changed := sorted(name for name in fields if _field(here, name) != _field(there, name)):
+def check_records(workdir: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError, naming the fields, for a record made with other settings (`Experiment.settings`)."""
+    here = json.loads(json.dumps(settings))
+    for path in sorted((workdir / "records").glob("*.json")):
+        there = json.loads(path.read_text())["settings"]
+        fields = {f"{section}.{field}" for table in (here, there) for section in table for field in table[section]}
+        changed = sorted(name for name in fields if _field(here, name) != _field(there, name))
         lines = [f"  {name}: {_field(there, name)!r} there, {_field(here, name)!r} now" for name in changed]
-        raise ValueError(f"{path} was made with another configuration; choose another workdir:\n" + "\n".join(lines))
-    return record
+        if lines:
+            raise ValueError(
+                "\n".join([f"{path} was made with another configuration; choose another workdir:", *lines])
+            )
 
 
 def write_report(workdir: Path) -> str:
