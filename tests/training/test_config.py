@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.tiny import tiny_config
+from zigma_jax.ablation.config import parse_experiment
 from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.parse_config import default_config, from_dict, to_dict
 
@@ -26,7 +27,8 @@ def load(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_valid_and_says_how_to_run_it(path):
     module = load(path)
-    config = from_dict(module.get_config())
+    config = module.get_config()
+    config = parse_experiment(config).base if "ablation" in config else from_dict(config)
     assert f"--config=configs/{path.name}" in str(module.__doc__)
     assert config.model.sample_shape == (*config.data.size, 3)
 

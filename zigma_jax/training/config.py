@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from zigma_jax.data.pipeline import DataConfig
+from zigma_jax.data.config import DataConfig
 from zigma_jax.interpolant import Interpolant, ode, sde, time_points
 from zigma_jax.interpolant.guidance import check_guidance
 from zigma_jax.models.config import ZigMaConfig

@@ -49,13 +49,18 @@ def from_dict(sections: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig
     parsed = {}
     for name, fields in _with_sample_shape(sections).items():
         _check_known(name, _SECTIONS, "")
-        types_ = {field.name: field.type for field in dataclasses.fields(_SECTIONS[name])}
-        values = {}
-        for field, value in dict(fields).items():
-            _check_known(field, types_, f"{name}.")
-            values[field] = typed(value, types_[field], f"{name}.{field}")
-        parsed[name] = _SECTIONS[name](**values)
+        parsed[name] = parse_section(_SECTIONS[name], name, fields)
     return RunConfig(**parsed)
+
+
+def parse_section(section: Any, name: str, fields: Mapping[str, Any] | config_dict.ConfigDict) -> Any:
+    """A section's dataclass from the mapping called `name`. Raises as `from_dict`."""
+    types_ = {field.name: field.type for field in dataclasses.fields(section)}
+    values = {}
+    for field, value in dict(fields).items():
+        _check_known(field, types_, f"{name}.")
+        values[field] = typed(value, types_[field], f"{name}.{field}")
+    return section(**values)
 
 
 def _with_sample_shape(sections: Mapping[str, Any] | config_dict.ConfigDict) -> dict[str, dict[str, Any]]:
