@@ -1,23 +1,24 @@
 """What the programs share: the --config flag, and errors that end in one line instead of a traceback."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 
+import jax
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
-from zigma_jax.data.pipeline import BadDataError
-from zigma_jax.training.array_store import CheckpointError
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.parse_config import from_dict
 
-EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, BadDataError, CheckpointError)
+# RuntimeError: BadDataError and CheckpointError among them.
+EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
 
 
-def DEFINE_config():  # noqa: N802 - as absl and ml_collections name theirs
+def DEFINE_config(default: str | None = None):  # noqa: N802 - as absl and ml_collections name theirs
     """The --config flag: a file with `get_config()`, whose fields are flags --config.section.field."""
-    return config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.", lock_config=True)
+    return config_flags.DEFINE_config_file("config", default, "The run: a file of configs/.", lock_config=True)
 
 
 def load_config(value: config_dict.ConfigDict | None) -> RunConfig:
@@ -25,6 +26,12 @@ def load_config(value: config_dict.ConfigDict | None) -> RunConfig:
     if value is None:
         raise ValueError("--config is missing; for example --config=configs/quickstart.py")
     return from_dict(value)
+
+
+def set_cpu_devices(count: int) -> None:
+    """Makes `count` devices of the CPU, unless the environment already says how many."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

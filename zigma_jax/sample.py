@@ -1,10 +1,16 @@
-"""Draws samples: `python -m zigma_jax.sample --source=runs/quickstart --num=64 [--labels=3,5] [--seed=1] …`.
+"""Draws samples: `python -m zigma_jax.sample --source=runs/quickstart --num=64 [--labels=3,5] [--guidance=3] …`.
 
-`--source` is a workdir of `zigma_jax.train`, an official .pt checkpoint, or a .safetensors file. Sample i of a seed is
-the same picture whatever the batch size and the number of devices. Writes to `--output`: NNNNNN.png, grid.png, and
-samples.npz with `samples` (n, h, w, c) float32 in [-1, 1] and, for a model with classes, `labels` (n,).
+`--source` is a workdir of `zigma_jax.train`, an official .pt checkpoint, or a .safetensors file. Every field of
+`sample.*` in a configuration is a flag by its name (--method, --steps, --shift, --guidance, …; docs/sampling.md), by
+default as the run was configured. Sample i of a seed is the same picture whatever the batch size and the number of
+devices. Writes to `--output`: NNNNNN.png, grid.png, and samples.npz with `samples` (n, h, w, c) float32 in [-1, 1]
+and, for a model with classes, `labels` (n,).
+
+`--encode=PICTURES`, a directory of them or an .npz with `samples` and `labels`, goes the other way, from each picture
+to the noise that it would be drawn from, and writes noise.npz with `noise` and `labels`.
 """
 
+import ast
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,11 +21,13 @@ from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
+from zigma_jax.data.read_pictures import read_pictures
 from zigma_jax.interpolant import Interpolant
 from zigma_jax.programs import exit_with_errors, parse_flags
 from zigma_jax.training.config import SampleConfig
+from zigma_jax.training.parse_config import typed
 from zigma_jax.training.preview import make_grid, save_animation, save_png, to_rgb
-from zigma_jax.training.sampling import batches, choose_labels, make_sampler
+from zigma_jax.training.sampling import batches, choose_labels, make_encoder, make_sampler
 from zigma_jax.training.sharding import make_mesh, replicated
 from zigma_jax.training.weights import load_weights, params_of
 
@@ -30,10 +38,13 @@ _BATCH = flags.DEFINE_integer("batch", 64, "Samples at a time.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 _LABELS = flags.DEFINE_list("labels", [], "Classes, used in turn; by default every class in turn.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
-_METHOD = flags.DEFINE_string("method", None, "euler, heun or dopri5; by default as the run was configured.")
-_STEPS = flags.DEFINE_integer("steps", None, "Time points of euler and heun.")
-_ATOL = flags.DEFINE_float("atol", None, "Absolute tolerance of dopri5.")
-_RTOL = flags.DEFINE_float("rtol", None, "Relative tolerance of dopri5.")
+_ENCODE = flags.DEFINE_string(
+    "encode", None, "Pictures to turn into noise: a directory of them, or an .npz with `samples`."
+)
+_SAMPLE = {
+    field: flags.DEFINE_string(field.name, None, f"As sample.{field.name} of a configuration: docs/sampling.md.")
+    for field in dataclasses.fields(SampleConfig)
+}
 
 
 def main(argv: list[str]) -> None:
@@ -46,12 +57,10 @@ def main(argv: list[str]) -> None:
 
 
 def sample(source: Path) -> None:
-    """Draws what the flags ask for from `source`."""
+    """Draws, or encodes, what the flags ask for with the model in `source`."""
     model, config = load_weights(source, _WEIGHTS.value)
     interpolant = config.interpolant if config else Interpolant()
-    given = {"method": _METHOD.value, "steps": _STEPS.value, "atol": _ATOL.value, "rtol": _RTOL.value}
-    given = {name: value for name, value in given.items() if value is not None}
-    cfg = dataclasses.replace(config.sample if config else SampleConfig(), **given)
+    cfg = dataclasses.replace(config.sample if config else SampleConfig(), **_given())
     if model.cfg.context_size:
         raise ValueError(f"{source}: the model is conditioned on text, which this program does not encode yet")
     try:
@@ -59,26 +68,54 @@ def sample(source: Path) -> None:
     except ValueError as error:
         raise ValueError(f"--labels={','.join(_LABELS.value)}: must be whole numbers") from error
 
-    mesh = make_mesh()
-    draw = make_sampler(nnx.graphdef(model), interpolant, cfg, mesh, _SEED.value)
-    params, samples, labels = jax.device_put(params_of(model), replicated(mesh)), [], []
-    with tqdm(total=_NUM.value, unit="sample", desc=cfg.method) as bar:
-        for indices, count in batches(_NUM.value, min(_BATCH.value, _NUM.value)):
+    mesh, images, num = make_mesh(), None, _NUM.value
+    if _ENCODE.value:
+        images, known = read_pictures(Path(_ENCODE.value), model.cfg.sample_shape)
+        num = len(images)
+        if known is not None and model.cfg.num_classes and not wanted:
+            wanted = known.tolist()
+        run = make_encoder(nnx.graphdef(model), interpolant, cfg, mesh)
+    else:
+        run = make_sampler(nnx.graphdef(model), interpolant, cfg, mesh, _SEED.value)
+
+    params, results, labels = jax.device_put(params_of(model), replicated(mesh)), [], []
+    with tqdm(total=num, unit="sample", desc=cfg.method) as bar:
+        for indices, count in batches(num, min(_BATCH.value, num)):
             y = choose_labels(model.cfg, indices, wanted)
-            samples.append(draw(params, indices, y)[:count])
+            values = indices if images is None else images[indices % num]
+            results.append(run(params, values, y)[:count])
             labels += [] if y is None else [y[:count]]
             bar.update(count)
     if jax.process_index() == 0:
         output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "samples"
-        write(np.concatenate(samples), np.concatenate(labels) if labels else None, output)
+        name = "samples" if images is None else "noise"
+        _save_arrays(output, name, np.concatenate(results), np.concatenate(labels) if labels else None)
+        if images is None:
+            write_pictures(np.concatenate(results), output)
 
 
-def write(samples: np.ndarray, labels: np.ndarray | None, output: Path) -> None:
-    """samples.npz always; pictures, animations and the grid where the channels are colours."""
+def _given() -> dict[str, Any]:
+    """Fields of `sample.*` that are given as flags: numbers, lists with commas, or names."""
+    given = {}
+    for field, flag in _SAMPLE.items():
+        if flag.value is not None:
+            try:
+                value = ast.literal_eval(flag.value)
+            except (ValueError, SyntaxError):
+                value = flag.value
+            given[field.name] = typed(value, field.type, f"sample.{field.name}")
+    return given
+
+
+def _save_arrays(output: Path, name: str, values: np.ndarray, labels: np.ndarray | None) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {"samples": samples} if labels is None else {"samples": samples, "labels": labels}
-    np.savez(output / "samples.npz", **arrays)
-    print(f"{len(samples)} samples in {output}/samples.npz")
+    arrays: dict[str, Any] = {name: values} if labels is None else {name: values, "labels": labels}
+    np.savez(output / f"{name}.npz", **arrays)
+    print(f"{len(values)} samples in {output}/{name}.npz")
+
+
+def write_pictures(samples: np.ndarray, output: Path) -> None:
+    """Pictures, animations and the grid, where the channels are colours."""
     if samples.shape[-1] not in (1, 3):
         print(f"no pictures: samples of {samples.shape[-1]} channels are latents, which have to be decoded first")
         return

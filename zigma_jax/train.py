@@ -12,7 +12,6 @@ Exit codes: 0 done; 1 an error, named on the last line; 143 stopped by SIGTERM, 
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -27,7 +26,7 @@ from jax.sharding import Mesh
 
 from zigma_jax.data.pipeline import Batch, make_dataset
 from zigma_jax.models.parameter_table import parameter_table
-from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags
+from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.files import write_atomically
@@ -209,8 +208,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     with exit_with_errors():
         config = load_config(_CONFIG.value)
-        if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-            jax.config.update("jax_num_cpu_devices", config.train.cpu_devices)
+        set_cpu_devices(config.train.cpu_devices)
         if _DISTRIBUTED.value:
             jax.distributed.initialize()
         workdir = Path(_WORKDIR.value or Path("runs") / _config_name())

@@ -1,7 +1,8 @@
 """Ops for linear-time sequence models on token grids, in JAX alone (no Flax)."""
 
 from zigma_kernels.causal_conv import causal_conv
+from zigma_kernels.dispatch import explain
 from zigma_kernels.grid_path import GridPath
 from zigma_kernels.selective_scan import selective_scan
 
-__all__ = ["GridPath", "causal_conv", "selective_scan"]
+__all__ = ["GridPath", "causal_conv", "explain", "selective_scan"]

@@ -1,16 +1,44 @@
-"""What every op does with its `implementation` argument, and with its operands under shard_map."""
+"""How an op's `implementation` argument is followed, and how to see what was chosen."""
 
+import logging
+import re
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax import Array, lax
 
 type Implementation = Callable[..., Any]
 
+CHOSEN = "chosen"
+_log = logging.getLogger(__name__)
+_findings: ContextVar[dict[str, str] | None] = ContextVar("findings", default=None)  # `explain` listens here
+
+
+@dataclass(frozen=True)
+class NvidiaKernel:
+    """An implementation for NVIDIA GPUs, chosen by default only where there is one.
+
+    Asked for by name, it can be lowered for CUDA on any machine.
+
+    Attributes:
+        run: the implementation.
+        capability: the lowest compute capability that it runs on, (9, 0) for Hopper.
+    """
+
+    run: Implementation
+    capability: tuple[int, int]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.run(*args)
+
 
 def dispatch(op: str, implementations: Mapping[str, Implementation], name: str | None, *args: Any) -> Any:
-    """Calls the implementation called `name`, or with None the first that does not raise NotImplementedError.
+    """Calls the implementation called `name`, or with None the first that supports the device and the call.
+
+    An implementation raises NotImplementedError for a call that it does not support. What was chosen by
+    default, and why not those before it, is logged at level DEBUG; `explain` returns it.
 
     Raises:
         ValueError: no implementation has that name.
@@ -20,29 +48,66 @@ def dispatch(op: str, implementations: Mapping[str, Implementation], name: str |
         if name not in implementations:
             raise ValueError(f"{op}: unknown implementation {name!r}; known: {', '.join(implementations)}")
         return implementations[name](*args)
-    reasons = []
+    findings = {}
     for candidate, implementation in implementations.items():
         try:
-            return implementation(*args)
+            if isinstance(implementation, NvidiaKernel):
+                require_nvidia_gpu(implementation.capability)
+            result = implementation(*args)
         except NotImplementedError as reason:
-            reasons.append(f"{candidate}: {reason}")
-    raise NotImplementedError(f"{op}: no implementation supports this call. " + "; ".join(reasons))
+            findings[candidate] = str(reason)
+            continue
+        findings[candidate] = CHOSEN
+        _log.debug("%s: %s", op, findings)
+        if (heard := _findings.get()) is not None:
+            heard.update(dict.fromkeys(implementations, "slower than the one chosen") | findings)
+        return result
+    reasons = "; ".join(f"{candidate}: {reason}" for candidate, reason in findings.items())
+    raise NotImplementedError(f"{op}: no implementation supports this call. {reasons}")
 
 
-def vary_alike[Arrays](arrays: Arrays) -> Arrays:
-    """Under shard_map, marks all arrays of a pytree as varying over the mesh axes that any varies over.
+def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str]:
+    """Which implementation `op(*args, **kwargs)` uses on this machine, and why not the others.
 
-    A scan's carry needs one type throughout, and the transpose of this mark is the sum over shards that a
-    parameter's gradient needs. Outside shard_map it returns the arrays as they are.
+        explain(selective_scan, u, dt, A, B, C)
+        {"mosaic": "needs an NVIDIA GPU …", "xla": "chosen", "reference": "slower than the one chosen"}
+
+    Nothing is computed; `jax.ShapeDtypeStruct`s can stand for arrays. `implementation`, if given, is ignored.
     """
-    axes = frozenset().union(*map(_varying, jax.tree.leaves(arrays)))
+    leaves, tree = jax.tree.flatten((args, kwargs | {"implementation": None}))
+    traced = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array | jax.ShapeDtypeStruct)}
 
-    def mark(x: Array) -> Array:
-        missing = tuple(sorted(axes - _varying(x)))
-        return lax.pcast(x, missing, to="varying") if missing else x
+    def call(traced):
+        args, kwargs = tree.unflatten([traced.get(i, x) for i, x in enumerate(leaves)])
+        return op(*args, **kwargs)
 
-    return jax.tree.map(mark, arrays)
+    findings: dict[str, str] = {}
+    token = _findings.set(findings)
+    try:
+        jax.eval_shape(call, traced)
+    finally:
+        _findings.reset(token)
+    return findings
 
 
-def _varying(x: Array) -> frozenset[str]:
-    return jax.typeof(x).manual_axis_type.varying
+def require_nvidia_gpu(capability: tuple[int, int]) -> None:
+    """Raises NotImplementedError unless JAX computes by default on NVIDIA GPUs of at least this compute capability."""
+    wanted = f"needs an NVIDIA GPU of compute capability {capability[0]}.{capability[1]} or higher"
+    found = nvidia_capability()
+    if found is None:
+        raise NotImplementedError(f"{wanted}; the default device is {_default_devices()[0].device_kind}")
+    if found < capability:
+        raise NotImplementedError(f"{wanted}; here it is {found[0]}.{found[1]}")
+
+
+def nvidia_capability() -> tuple[int, int] | None:
+    """The lowest compute capability of the GPUs that JAX uses by default; None if they are not NVIDIA's."""
+    versions = [str(getattr(device, "compute_capability", "")) for device in _default_devices()]
+    if not all(re.fullmatch(r"\d+\.\d+", version) for version in versions):  # AMD's have names
+        return None
+    return min((int(major), int(minor)) for major, minor in (version.split(".") for version in versions))
+
+
+def _default_devices():
+    default = jax.config.jax_default_device  # None, a platform's name or a device
+    return [default] if isinstance(default, jax.Device) else jax.devices(default)

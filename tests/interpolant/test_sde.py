@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.interpolant.gaussian import MEAN, STD, exact_model
-from zigma_jax.interpolant import Interpolant, sample_sde, sde
+from zigma_jax.interpolant import Interpolant, sample_sde, sde, time_points
 
 PATHS = ("linear", "gvp", "vp")
 CASES = [(path, prediction) for path in PATHS for prediction in ("velocity", "noise", "score")]
@@ -76,17 +76,60 @@ def test_gaussian_data_are_reproduced(path, prediction, method, diffusion, last_
     assert abs(np.corrcoef(sample[:, 0], z[:, 0])[0, 1]) < 0.95
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
-def test_weak_order_of_the_mean(x64, monkeypatch, method, order):
-    """A linear field: the mean over the noise is the run without noise."""
-    monkeypatch.setattr(sde, "_noise", lambda keys, index, x: jnp.zeros_like(x))
-    ip, z = Interpolant(), jnp.ones((1, 1), jnp.float64)
+# Along a linear field a sample is a linear function of its start and of each step's noise, so a batch in which sample
+# i starts from or meets one of them alone gives mean and variance of the samples without sampling error.
 
-    def mean(steps):
-        return sample_sde(ip, exact_model(ip), z, jax.random.key(0), method, steps + 1, last_step_size=0.1)[0, 0]
 
-    coarse, middle, fine = mean(200), mean(400), mean(800)
-    assert abs(np.log2((coarse - middle) / (middle - fine)) - order) < 0.1
+def moments_of_scheme(monkeypatch, ip, steps, shift=1.0, **settings):
+    """Mean and variance at the end, of samples that start with the exact ones, and (t0, t1)."""
+    times = time_points(ip.interval("sde", diffusion=settings["diffusion"]), steps, shift)
+    ends = jnp.array([times[0], times[-1]])
+    mean, variance = moments(ip, ends)
+    z = jnp.zeros((steps + 1, 1)).at[1].set(1.0)
+    pulses = jnp.eye(steps - 1, steps + 1, k=2, dtype=z.dtype)[..., None]
+    monkeypatch.setattr(sde, "_noise", lambda keys, index, x: pulses[index])
+    run = jax.jit(lambda z: sample_sde(ip, exact_model(ip), z, jax.random.key(0), steps=steps, shift=shift, **settings))
+    x = run(z)[:, 0]
+    offset, gains = x[0], x[1:] - x[0]
+    return offset + gains[0] * mean[0], gains[0] ** 2 * variance[0] + jnp.sum(gains[1:] ** 2), mean[1], variance[1]
+
+
+def moments(ip, t):
+    c = ip.coefficients(t)
+    return c.alpha * MEAN, c.alpha**2 * STD**2 + c.sigma**2
+
+
+@pytest.mark.parametrize("diffusion", sde.DIFFUSIONS)
+@pytest.mark.parametrize(("method", "order_of_mean", "path"), [("euler", 1, "vp"), ("heun", 2, "gvp")])
+def test_weak_order(x64, monkeypatch, method, order_of_mean, path, diffusion):
+    """Mean and variance converge to those of the path, at the promised order: whatever the diffusion."""
+    ip = Interpolant(path, "noise", sample_eps=0.1)
+    errors = []
+    for steps in (200, 400):
+        mean, variance, exact_mean, exact_variance = moments_of_scheme(
+            monkeypatch, ip, steps + 1, method=method, diffusion=diffusion, last_step=None
+        )
+        errors.append((abs(mean - exact_mean), abs(variance - exact_variance)))
+    np.testing.assert_allclose(errors[1], 0, atol=0.01)
+    np.testing.assert_allclose(np.log2(errors[0][0] / errors[1][0]), order_of_mean, atol=0.15)
+    np.testing.assert_allclose(np.log2(errors[0][1] / errors[1][1]), 1, atol=0.15)
+
+
+def test_shifted_and_custom_grids(x64, monkeypatch):
+    ip = Interpolant("linear", "noise", sample_eps=0.01)
+    settings = {"method": "euler", "diffusion": "sigma", "last_step": None}
+    mean, variance, exact_mean, exact_variance = moments_of_scheme(monkeypatch, ip, 400, shift=0.5, **settings)
+    np.testing.assert_allclose([mean, variance], [exact_mean, exact_variance], atol=0.01)
+
+    def run(steps, **more):
+        return sample_sde(ip, model_fn, jnp.ones((401, 1)), jax.random.key(0), steps=steps, **settings | more)
+
+    evenly = np.linspace(0.01, 0.99, 400)
+    np.testing.assert_allclose(run(400), run(list(evenly)), atol=1e-12)
+    with pytest.raises(
+        ValueError, match=r"steps end at 0.9: with a last_step they must end at 1 - last_step_size = 0.96"
+    ):
+        run([0.1, 0.9], last_step="mean")
 
 
 def test_noise_belongs_to_the_sample():

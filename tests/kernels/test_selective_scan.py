@@ -209,7 +209,7 @@ def test_reference_in_forward_mode_and_twice():
 def test_memory():
     """Forward and backward together need less than 10 times the bytes of u beyond arguments and results."""
     case = CASES["long"]
-    args = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in shapes(case).items()}
+    args = case.shapes
 
     def both(args, dy):
         y, vjp = jax.vjp(lambda args: selective_scan(**args, implementation="xla"), args)
@@ -220,16 +220,8 @@ def test_memory():
     assert memory.temp_size_in_bytes <= 10 * 4 * case.batch * case.length * case.channels
 
 
-def shapes(case):
-    """The case's arguments, without drawing them."""
-    small = Case("", 1, 1, 1, 1, gate=case.gate, skip=case.skip).arguments()
-    b, L, d, n = case.batch, case.length, case.channels, case.states
-    shape = {"A": (d, n), "B": (b, L, n), "C": (b, L, n), "D": (d,), "dt_bias": (d,)}
-    return {key: jax.ShapeDtypeStruct(shape.get(key, (b, L, d)), x.dtype) for key, x in small.items()}
-
-
 def test_lowering_chooses_the_form_by_platform():
-    args = shapes(CASES["plain"])
+    args = CASES["plain"].shapes
 
     def hlo(platform):
         traced = jax.jit(lambda args: selective_scan(**args)).trace(args)
@@ -254,7 +246,7 @@ def test_a_named_implementation_never_falls_back(monkeypatch):
     monkeypatch.setitem(implementations, "xla", unused)
     with pytest.raises(NotImplementedError, match="states = 3"):
         selective_scan(**args, implementation="picky")
-    with pytest.raises(ValueError, match=r"'fast'; known: picky, xla, reference"):
+    with pytest.raises(ValueError, match=r"'fast'; known: picky, .*xla, reference"):
         selective_scan(**args, implementation="fast")
 
 

@@ -27,6 +27,23 @@ def test_rotation_and_order_do_not_matter():
     assert frechet_distance(Gaussian.of(x @ rotation), Gaussian.of(y @ rotation)) == pytest.approx(distance)
 
 
+def test_fewer_samples_than_dimensions():
+    """The closed form by singular values of the samples themselves; zero of a set to itself, to float64's digits."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 200)) * np.exp(rng.normal(size=200)), rng.normal(size=(30, 200))
+    a, b = Gaussian.of(x), Gaussian.of(y)
+    x_centred, y_centred = (x - x.mean(0)) / np.sqrt(19), (y - y.mean(0)) / np.sqrt(29)
+    overlap = np.linalg.svd(x_centred @ y_centred.T, compute_uv=False).sum()
+    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.square(x_centred).sum() + np.square(y_centred).sum()
+    assert frechet_distance(a, b) == pytest.approx(expected - 2 * overlap, rel=1e-11)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12 * np.trace(a.covariance))
+
+
+def test_other_dimensions():
+    with pytest.raises(ValueError, match="3 and of 2 dimensions"):
+        frechet_distance(gaussian([0, 0, 0], np.eye(3)), gaussian([0, 0], np.eye(2)))
+
+
 def test_one_sample_has_no_covariance():
     with pytest.raises(ValueError, match="at least 2"):
         Gaussian.of(np.zeros((1, 3)))

@@ -1,5 +1,6 @@
 """A configuration is refused with field, value and rule before anything is compiled."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.training.tiny import tiny_config
+from zigma_jax.ablation.config import parse_experiment
+from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.parse_config import default_config, from_dict, to_dict
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
@@ -24,7 +27,8 @@ def load(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_valid_and_says_how_to_run_it(path):
     module = load(path)
-    config = from_dict(module.get_config())
+    config = module.get_config()
+    config = parse_experiment(config).base if "ablation" in config else from_dict(config)
     assert f"--config=configs/{path.name}" in str(module.__doc__)
     assert config.model.sample_shape == (*config.data.size, 3)
 
@@ -54,7 +58,21 @@ def test_json_round_trip():
         ("interpolant", "path", "cubic", "cubic"),
         ("checkpoint", "every", 0, "config.checkpoint.every = 0"),
         ("log", "preview_count", 0, "config.log.preview_count = 0"),
-        ("sample", "steps", 1, "config.sample.steps = 1"),
+        ("sample", "steps", 1, "config.sample.steps = 1 time points; there must be at least 2"),
+        ("sample", "steps", 0, "config.sample.steps = 0 time points"),
+        ("sample", "steps", "many", "config.sample.steps = 'many': must be of type int"),
+        ("sample", "steps", [0.0, 0.6, 0.5], r"config.sample.steps\[1\] = 0.6 is followed by 0.5: times must increase"),
+        (
+            "sample",
+            "method",
+            "rk45",
+            "'rk45': must be one of euler, midpoint, heun, rk4, bosh3, .*, sde_euler, sde_heun",
+        ),
+        ("sample", "shift", -1.0, "config.sample.shift = -1.0 must be positive"),
+        ("sample", "guidance_interval", [0.5, 0.2], r"config.sample.guidance interval = \(0.5, 0.2\) must be"),
+        ("sample", "diffusion", "SBDM", "config.sample.diffusion = 'SBDM': must be one of constant, sbdm"),
+        ("sample", "last_step", "Mean", "config.sample.last_step = 'Mean': must be one of mean, tweedie"),
+        ("sample", "last_step_size", 1.0, r"config.sample.last_step_size = 1.0: must be in \(0, 1\)"),
     ],
 )
 def test_what_is_wrong_is_named(section, field, value, message):
@@ -62,6 +80,16 @@ def test_what_is_wrong_is_named(section, field, value, message):
     sections.setdefault(section, {})[field] = value
     with pytest.raises(ValueError, match=message):
         from_dict(sections)
+
+
+def test_guidance_needs_a_model_that_was_trained_for_it():
+    with pytest.raises(ValueError, match=r"config.sample.guidance = 3.0: needs a model .* model.null_class = True"):
+        tiny_config("somewhere", sample__guidance=3.0, model__null_class=False, train__label_dropout=0.0)
+
+
+def test_time_points_one_by_one():
+    config = dataclasses.replace(tiny_config("somewhere"), sample=SampleConfig("heun", steps=(0.0, 0.3, 1.0)))
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_the_size_of_samples_is_said_once():

@@ -1,13 +1,20 @@
 """Samples depend on seed and number alone; weights travel between every form."""
 
+import dataclasses
+import os
+import subprocess
+import sys
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import zigma_jax as zj
 from tests.training.tiny import tiny_config
-from zigma_jax.training.sampling import batches, choose_labels, make_sampler
+from zigma_jax.training.config import SampleConfig
+from zigma_jax.training.sampling import batches, choose_labels, make_encoder, make_sampler
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.weights import load_weights, params_of, save_weights
 
@@ -25,23 +32,107 @@ def model():
     return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
 
 
-def draw(model, count, batch_size, devices, seed=0):
+def draw(model, count, batch_size, devices, seed=0, labels=(), cfg=CONFIG.sample):
     mesh = make_mesh(1, jax.devices()[:devices])
-    sampler = make_sampler(nnx.graphdef(model), CONFIG.interpolant, CONFIG.sample, mesh, seed)
+    sampler = make_sampler(nnx.graphdef(model), CONFIG.interpolant, cfg, mesh, seed)
     parts = [
-        np.asarray(sampler(params_of(model), indices, choose_labels(model.cfg, indices)))[:asked]
+        np.asarray(sampler(params_of(model), indices, choose_labels(model.cfg, indices, labels)))[:asked]
         for indices, asked in batches(count, batch_size)
     ]
     return np.concatenate(parts)
 
 
 def test_batch_size_and_device_count_never_change_a_picture(model):
-    expected = draw(model, 20, 20, 1)
+    expected = draw(model, 20, 64, 1)
     assert expected.shape == (20, 8, 8, 3)
     assert len(np.unique(expected[:, 0, 0, 0])) == 20
-    for batch_size, devices in ((7, 1), (16, 8)):
+    for batch_size, devices in ((7, 1), (7, 8), (64, 8)):
         np.testing.assert_allclose(draw(model, 20, batch_size, devices), expected, rtol=1e-4, atol=1e-5)
-    assert np.abs(draw(model, 20, 20, 1, seed=1) - expected).min(axis=(1, 2, 3)).max() > 1e-3
+    assert np.abs(draw(model, 20, 64, 1, seed=1) - expected).min(axis=(1, 2, 3)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        SampleConfig("sde_heun", steps=5, guidance=3.0, guidance_interval=(0.2, 0.8), shift=2.0),
+        SampleConfig("dopri5", guidance=3.0, guidance_interval=(0.2, 0.8)),
+    ],
+    ids=lambda cfg: cfg.method,
+)
+def test_neither_with_an_sde_nor_with_guidance(model, cfg):
+    expected = draw(model, 9, 9, 1, cfg=cfg)
+    np.testing.assert_allclose(draw(model, 9, 7, 8, cfg=cfg), expected, rtol=1e-4, atol=1e-4)
+    assert np.isfinite(expected).all()
+
+
+def test_guidance_0_draws_without_labels(model):
+    """A model whose null class says something."""
+    unguided, unconditional = draw(model, 4, 4, 1), draw(model, 4, 4, 1, labels=[20])
+    scales = {scale: dataclasses.replace(CONFIG.sample, guidance=scale) for scale in (0.0, 3.0)}
+    np.testing.assert_array_equal(draw(model, 4, 4, 1, cfg=scales[0.0]), unconditional)
+    assert np.abs(unguided - unconditional).max() > 1e-3
+    assert np.abs(unguided - draw(model, 4, 4, 1, cfg=scales[3.0])).max() > 1e-3
+
+
+def test_encoding_undoes_drawing(model):
+    """With labels and guidance, for a number of pictures that the devices do not divide."""
+    cfg = SampleConfig("rk4", steps=20, guidance=1.5)
+    images, mesh = draw(model, 5, 5, 1, cfg=cfg), make_mesh(1, jax.devices())
+    encode = make_encoder(nnx.graphdef(model), CONFIG.interpolant, cfg, mesh)
+    noise = encode(params_of(model), images, choose_labels(model.cfg, np.arange(5)))
+    key = jax.random.fold_in(jax.random.key(0), 4)  # of seed 0 and sample 4
+    np.testing.assert_allclose(noise[4], jax.random.normal(key, (8, 8, 3)), atol=1e-3)
+    with pytest.raises(ValueError, match=r"config.sample.method = 'sde_euler': an SDE can't be run backwards"):
+        make_encoder(nnx.graphdef(model), CONFIG.interpolant, SampleConfig("sde_euler"), mesh)
+
+
+@pytest.mark.parametrize("fields", [{"num_classes": 0}, {"num_classes": 3}])
+def test_guidance_of_a_model_that_was_not_trained_for_it_is_refused(fields):
+    cfg = zj.ZigMaConfig(sample_shape=(4, 4, 3), hidden_size=8, depth=1, **fields)
+    model = zj.ZigMa(cfg, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"config.sample.guidance = 2.0: needs a model that was trained with"):
+        draw(model, 2, 2, 1, cfg=SampleConfig("euler", guidance=2.0))
+    with pytest.raises(ValueError, match="guidance needs a model that knows what no condition is: null_class = False"):
+        model.null_condition(jnp.zeros(2, int))
+
+
+def test_null_condition():
+    classes = zj.ZigMaConfig(sample_shape=(4, 4, 3), hidden_size=8, depth=1, num_classes=5, null_class=True)
+    null = zj.ZigMa(classes, rngs=nnx.Rngs(0)).null_condition(jnp.array([1, 4]))
+    np.testing.assert_array_equal(null, [5, 5])
+    text = zj.ZigMaConfig(sample_shape=(4, 4, 3), hidden_size=8, depth=1, context_size=6)
+    null = zj.ZigMa(text, rngs=nnx.Rngs(0)).null_condition(jnp.ones((2, 3, 6)))
+    np.testing.assert_array_equal(null, np.zeros((2, 3, 6)))
+
+
+def sample_program(devices, *arguments):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = os.environ | {"PYTHONPATH": ".:kernels", "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "zigma_jax.sample", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_program_draws_and_encodes(model, tmp_path):
+    """Pictures on 8 devices in one batch, as here on 1 in batches of 7; and back to their noise on 1 device."""
+    save_weights(model, tmp_path / "model.safetensors")
+    times = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    cfg = SampleConfig("rk4", steps=times, guidance=1.5, guidance_interval=(0.0, 0.95))
+    options = ["--method=rk4", f"--steps={','.join(map(str, times))}", "--guidance=1.5", "--guidance_interval=0,0.95"]
+    options += [f"--source={tmp_path}/model.safetensors", f"--output={tmp_path}/out"]
+
+    done = sample_program(8, *options, "--num=9", "--batch=64", "--labels=3,5")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 9
+    drawn = dict(np.load(tmp_path / "out" / "samples.npz"))
+    assert drawn["labels"].tolist() == [3, 5, 3, 5, 3, 5, 3, 5, 3]
+    np.testing.assert_allclose(drawn["samples"], draw(model, 9, 7, 1, labels=[3, 5], cfg=cfg), rtol=1e-4, atol=1e-5)
+
+    done = sample_program(1, *options, f"--encode={tmp_path}/out", "--batch=7")
+    assert done.returncode == 0, done.stderr
+    encoded = dict(np.load(tmp_path / "out" / "noise.npz"))
+    assert encoded["labels"].tolist() == drawn["labels"].tolist()
+    key = jax.random.fold_in(jax.random.key(0), 8)  # of seed 0 and the last sample
+    np.testing.assert_allclose(encoded["noise"][8], jax.random.normal(key, (8, 8, 3)), atol=2e-3)
 
 
 def test_labels(model):

@@ -124,9 +124,9 @@ def test_a_run_leaves_what_it_says_and_the_programs_use_it(tmp_path, data_dir):
     with np.load(workdir / "samples" / "samples.npz") as file:
         assert file["samples"].shape == (5, 8, 8, 3)
         assert file["labels"].tolist() == [3, 7, 3, 7, 3]
-    code, output = run_program("zigma_jax.sample", f"--source={workdir}", "--method=rk4")
+    code, output = run_program("zigma_jax.sample", f"--source={workdir}", "--method=rk45")
     assert code == 1
-    assert "rk4" in output.splitlines()[-1]
+    assert "rk45" in output.splitlines()[-1]
 
     code, output = run_program("zigma_jax.convert", f"--source={workdir}", f"--target={tmp_path}/a.pt")
     assert code == 0, output

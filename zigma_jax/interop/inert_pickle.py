@@ -6,6 +6,7 @@ name up in a table that the caller gives, and a name outside the table is refuse
 comes out is a plain Python value, a `Record`, or what the caller's own functions returned.
 """
 
+import mmap
 import pickletools
 import re
 from collections import OrderedDict
@@ -74,12 +75,12 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 
 
 def load(
-    data: bytes,
+    data: bytes | mmap.mmap,
     construct: Mapping[str, Callable[..., Any]],
     inert: frozenset[str],
     persistent_load: Callable[[Any], Any],
 ) -> Any:
-    """Interpret a pickle (protocols 2 to 5, the subset that holds data).
+    """Interpret a pickle (protocols 2 to 5, the subset that holds data); a mapped file is read on to the pickle's end.
 
     `construct` maps the names that may be called to our own functions. Names in `inert` may appear as values,
     and calling one gives a `Record`. `persistent_load` turns a persistent id into an object.
@@ -95,7 +96,7 @@ def load(
 
 
 def _run(
-    data: bytes,
+    data: bytes | mmap.mmap,
     construct: Mapping[str, Callable[..., Any]],
     inert: frozenset[str],
     persistent_load: Callable[[Any], Any],
@@ -136,7 +137,7 @@ def _run(
         return Record(function.name, arguments)
 
     arg: Any
-    for opcode, arg, _ in pickletools.genops(data):
+    for opcode, arg, _ in pickletools.genops(data):  # type: ignore[arg-type]
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass

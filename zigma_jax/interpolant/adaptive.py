@@ -1,4 +1,4 @@
-"""Adaptive Dormand-Prince by diffrax: each sample has its own steps, the field still sees the whole batch."""
+"""Adaptive Runge-Kutta methods by diffrax: each sample has its own steps, the field still sees the whole batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,6 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-_ORDER = 5
 _MAX_STEPS = 4096  # a usual solve takes tens
 # No step is longer than a tenth of the interval. Where a field is smooth, a longer one now and then meets a
 # zero of the error estimate: on Gaussian data, at rtol 1e-3, the 3 to 9 steps taken without this bound ended
@@ -19,7 +18,8 @@ _LONGEST_STEP = 0.1
 _SHORTEST_STEP = 1e-6  # below it float32 time hardly moves: the field has blown up
 
 
-def dopri5(
+def solve_adaptively(
+    solver_name: str,
     field: Callable[[Any, Array], Any],
     y0: PyTree[Float[Array, "b ..."]],
     t0: float,
@@ -30,11 +30,14 @@ def dopri5(
 ) -> PyTree[Float[Array, "b ..."]]:
     """y(t1) of dy/dt = field(y, t) from y(t0) = y0; nan for a sample whose field blows up on the way.
 
+    solver_name: of an explicit solver of diffrax with an error estimate, "Dopri5" for example.
+
     Step control is torchdiffeq's (safety 0.9, growth within 0.2 to 10, root mean square of the error against
     atol + rtol max(|y|, |y_next|), Hairer's first step), but sample by sample, where torchdiffeq has one step
     size for the whole batch and so lets batch mates change a sample. No step is longer than a tenth of the
     interval. Forward only: reverse-mode differentiation is not supported.
     """
+    solver = getattr(diffrax, solver_name)()
     one_sample_field, closed_over = _one_sample(field, y0, t0)
     length = abs(t1 - t0)
     controller = diffrax.PIDController(
@@ -49,7 +52,7 @@ def dopri5(
     def solve(y, first_step):
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, closed_over: one_sample_field(closed_over, y, t)),
-            diffrax.Dopri5(),
+            solver,
             t0=t0,
             t1=t1,
             dt0=first_step,
@@ -62,7 +65,8 @@ def dopri5(
         done = solution.result == diffrax.RESULTS.successful
         return jax.tree.map(lambda ys: jnp.where(done, ys[0], jnp.nan), solution.ys)
 
-    return jax.vmap(solve)(y0, _first_step(field, y0, t0, 1 if t1 > t0 else -1, atol, rtol))
+    sign = 1 if t1 > t0 else -1
+    return jax.vmap(solve)(y0, _first_step(field, y0, t0, sign, solver.order(None), atol, rtol))
 
 
 def _one_sample(field, y0, t0: float):
@@ -89,7 +93,7 @@ def _one_sample(field, y0, t0: float):
     return one_sample_field, closed_over
 
 
-def _first_step(field, y0, t0: float, sign: int, atol: float, rtol: float) -> Float[Array, "b"]:
+def _first_step(field, y0, t0: float, sign: int, order: int, atol: float, rtol: float) -> Float[Array, "b"]:
     """Length of each sample's first step (Hairer, Norsett & Wanner, Solving ODEs I, II.4), with its sign.
 
     diffrax's own choice is 0.01 whatever the field (0.7.2: its test for an ODE misses the wrapped term),
@@ -115,7 +119,7 @@ def _first_step(field, y0, t0: float, sign: int, atol: float, rtol: float) -> Fl
     f0, f1 = (jax.tree.map(lambda f, i=i: f[i], fs) for i in (0, 1))
     h0, d1 = trial_step(f0), norm(f0)
     curvature = jnp.maximum(d1, norm(jax.tree.map(jnp.subtract, f1, f0)) / h0)
-    h1 = jnp.where(curvature <= 1e-15, jnp.maximum(1e-6, 1e-3 * h0), (0.01 / curvature) ** (1 / _ORDER))
+    h1 = jnp.where(curvature <= 1e-15, jnp.maximum(1e-6, 1e-3 * h0), (0.01 / curvature) ** (1 / order))
     h = jnp.minimum(100 * h0, h1)
     return sign * jnp.where(jnp.isfinite(h), h, 0.0)  # of a field of nan; the controller refuses the step
 

@@ -8,9 +8,11 @@ for any diffusion w(t) >= 0. The forms of w are those of the original (`ICPlan.c
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from zigma_jax.interpolant.draws import Keys, fold_in_each, normal_like, per_sample_keys
+from zigma_jax.interpolant.grid import Steps, time_points
 from zigma_jax.interpolant.objective import Floats, Interpolant, ModelFn, at_least_float32, check_choice
 from zigma_jax.interpolant.path import Coefficients
 
@@ -25,11 +27,12 @@ def sample_sde(
     z: Float[Floats, "b *shape"],
     key: Keys,
     method: str = "euler",
-    steps: int = 250,
+    steps: Steps = 250,
     diffusion: str = "sigma",
     diffusion_norm: float | int = 1.0,
     last_step: str | None = "mean",
     last_step_size: float | int = 0.04,
+    shift: float | int = 1.0,
 ) -> Float[Array, "b *shape"]:
     """Carry noise z to data along the SDE: `Sampler.sample_sde` of the original. Pure; see `sample_ode` for
     jit.
@@ -39,33 +42,42 @@ def sample_sde(
         key: one PRNG key, or one a sample (b,); sample i's noise depends on its own key alone.
         method: "euler" (Euler-Maruyama, 1 model evaluation a step) | "heun" (the step's noise first, then the
             trapezoidal rule; 2 evaluations).
-        steps: time points linspace(t0, t1, steps) of `ip.interval("sde", ...)`: steps - 1 steps of the
-            method, then the last one.
+        steps: number of time points over `ip.interval("sde", ...)`: steps - 1 steps of the method, then the
+            last one. Or the times themselves, increasing, within that interval and, if there is a last_step, up
+            to its end.
         diffusion, diffusion_norm: form of w and its factor n: "constant" n; "sbdm" n times the path's
             diffusivity (the reverse diffusion of Song et al.); "sigma" n sigma; "linear" n (1 - t);
             "decreasing" (n cos(pi t) + 1)^2 / 4; "increasing-decreasing" n sin(pi t)^2.
         last_step: what follows at t1 = 1 - last_step_size: "mean" a step of the SDE without noise; "euler" a
             step of the ODE; "tweedie" the expected data given x; None nothing (t1 is then the end of the
             interval).
+        shift: above 1 more of the time points lie near noise, see `time_points`.
+
+    "euler" is of weak order 1. "heun" is of order 2 in the mean but of order 1 in the variance, because it adds
+    a step's noise at the step's start.
 
     Returns:
         (b, ...) samples, float32.
 
     Raises:
-        ValueError: unknown method, diffusion or last_step; steps below 2; a last_step without 0 <
-            last_step_size < 1; settings that would evaluate an infinite term at t = 1.
+        ValueError: unknown method, diffusion or last_step; fewer than 2 steps, times that don't increase or
+            leave the interval; a last_step without 0 < last_step_size < 1; settings that would evaluate an
+            infinite term at t = 1.
     """
     check_choice("method", method, METHODS)
     check_choice("diffusion", diffusion, DIFFUSIONS)
     check_choice("last_step", last_step, LAST_STEPS)
-    if steps < 2:
-        raise ValueError(f"steps = {steps!r} time points; there must be at least 2, the two ends")
     if last_step is None:
         last_step_size = 0.0
     elif not 0 < last_step_size < 1:
         raise ValueError(f"last_step_size = {last_step_size!r} must lie in (0, 1) with a last_step")
-    t0, t1 = ip.interval("sde", diffusion=diffusion, last_step_size=last_step_size)
-    if t1 == 1 and method == "heun" and diffusion not in ("sigma", "sbdm"):
+    interval = ip.interval("sde", diffusion=diffusion, last_step_size=last_step_size)
+    times = time_points(interval, steps, shift)
+    if last_step is not None and times[-1] < interval[1] - 1e-6:
+        raise ValueError(
+            f"steps end at {times[-1]:g}: with a last_step they must end at 1 - last_step_size = {interval[1]:g}"
+        )
+    if times[-1] == 1 and method == "heun" and diffusion not in ("sigma", "sbdm"):
         raise ValueError(
             f"heun without a last_step evaluates w score at t = 1, infinite for diffusion = {diffusion!r}; "
             "use a last_step, or diffusion 'sigma' or 'sbdm'"
@@ -74,7 +86,7 @@ def sample_sde(
     dtype = jnp.asarray(z).dtype
     z = at_least_float32("z", z)
     keys = per_sample_keys(key, z.shape[0])
-    ts = jnp.linspace(t0, t1, steps, dtype=z.dtype)
+    ts, lengths = (jnp.asarray(a, z.dtype) for a in (times, np.diff(times)))
 
     def fields_at(x, t):
         return ip.fields(model_fn, x.astype(dtype), jnp.full(x.shape[:1], t))
@@ -95,7 +107,7 @@ def sample_sde(
         k2 = drift(x + h * k1, t + h)
         return x + h / 2 * (k1 + k2), None
 
-    x, _ = jax.lax.scan(body, z, (ts[:-1], jnp.diff(ts), jnp.arange(steps - 1)))
+    x, _ = jax.lax.scan(body, z, (ts[:-1], lengths, jnp.arange(len(lengths))))
     if last_step == "mean":
         return x + last_step_size * drift(x, ts[-1])
     if last_step == "euler":

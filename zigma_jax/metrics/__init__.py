@@ -1,5 +1,29 @@
 """How close two sets of pictures are."""
 
+from zigma_jax.metrics.accumulate import Moments
+from zigma_jax.metrics.features import FeatureExtractor, Features, extract
 from zigma_jax.metrics.frechet import Gaussian, frechet_distance
+from zigma_jax.metrics.inception_score import inception_score
+from zigma_jax.metrics.kernel_distance import kernel_distance, unbiased_kernel_distance
+from zigma_jax.metrics.prdc import prdc
+from zigma_jax.metrics.reference_file import cached_features, load_features, save_features
+from zigma_jax.metrics.table import METRICS, FewSamplesWarning, compute
 
-__all__ = ["Gaussian", "frechet_distance"]
+__all__ = [
+    "METRICS",
+    "FeatureExtractor",
+    "Features",
+    "FewSamplesWarning",
+    "Gaussian",
+    "Moments",
+    "cached_features",
+    "compute",
+    "extract",
+    "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "load_features",
+    "prdc",
+    "save_features",
+    "unbiased_kernel_distance",
+]

@@ -8,11 +8,11 @@ from jaxtyping import Float
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """Mean (k,) and covariance (k, k) of features, float64, and how many samples they came from."""
+    """Mean (k,) and covariance (k, k) of features, float64, and how many samples they came from (None: not known)."""
 
     mean: Float[np.ndarray, " k"]
     covariance: Float[np.ndarray, "k k"]
-    count: int
+    count: int | None
 
     @staticmethod
     def of(features: Float[np.ndarray, "n k"]) -> "Gaussian":
@@ -26,16 +26,25 @@ class Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean difference|² + tr(A + B − 2 (A B)^½), in the square of the features' unit.
 
-    (A B)^½ has the trace of (A^½ B A^½)^½, which is symmetric: its eigenvalues are real and stable where the
-    covariances are singular.
+    (A B)^½ has the trace of (Hᵀ B H)^½ where A = H Hᵀ, which is symmetric: its eigenvalues are real and stable where
+    the covariances are singular.
+
+    Raises:
+        ValueError: the features differ in dimension.
     """
-    root = _square_root(a.covariance)
-    eigenvalues = np.linalg.eigvalsh(root @ b.covariance @ root)
-    overlap = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions are not of the same network")
+    values, vectors = np.linalg.eigh(a.covariance)
+    half = vectors * np.sqrt(_without_noise(values))
+    overlap = np.sqrt(_without_noise(np.linalg.eigvalsh(half.T @ b.covariance @ half))).sum()
     distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
     return float(distance)
 
 
-def _square_root(matrix: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+def _without_noise(eigenvalues: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """Zero for what float64 cannot tell from zero, in ascending eigenvalues that are not negative.
+
+    The root taken of it next would make 1e-8 of 1e-16, once for every dimension the samples don't span.
+    """
+    noise = len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues[-1]
+    return np.where(eigenvalues > max(noise, 0), eigenvalues, 0)

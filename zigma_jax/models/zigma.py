@@ -105,6 +105,27 @@ class ZigMa(nnx.Module):
         values = self.out(self.norm_out(self.norm(residual)))
         return unpatchify(values, cfg.sample_shape, cfg.patch_size)
 
+    def null_condition(
+        self, y: Int[Array, " b"] | Float[Array, "b m context"]
+    ) -> Int[Array, " b"] | Float[Array, "b m context"]:
+        """What stands for no condition, of y's shape and dtype: the null class, or for text embeddings zeros.
+
+        It is what guidance takes the model away from, and what training has to put in place of y now and then.
+
+        Raises:
+            ValueError: the model takes no condition, or has classes but no null class.
+        """
+        cfg = self.cfg
+        if cfg.context_size:
+            return jnp.zeros_like(y)
+        if not cfg.null_class:
+            raise ValueError(
+                f"guidance needs a model that knows what no condition is: null_class = {cfg.null_class} and "
+                f"num_classes = {cfg.num_classes}, context_size = 0 (train with model.null_class = True, "
+                "train.label_dropout = 0.1)"
+            )
+        return jnp.full_like(y, cfg.num_classes)
+
     def _check(self, x, y):
         cfg = self.cfg
         if x.shape[1:] != cfg.sample_shape:

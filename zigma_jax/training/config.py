@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any, Literal
 
-from zigma_jax.data.pipeline import DataConfig
-from zigma_jax.interpolant import Interpolant
+from zigma_jax.data.config import DataConfig
+from zigma_jax.interpolant import Interpolant, ode, sde, time_points
+from zigma_jax.interpolant.guidance import check_guidance
 from zigma_jax.models.config import ZigMaConfig
 
 
@@ -125,23 +126,61 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """sample.*: how previews and `zigma_jax.sample` draw, unless told otherwise.
+    """sample.*: how previews and `zigma_jax.sample` draw, unless told otherwise. docs/sampling.md says more.
 
     Attributes:
-        method: "euler", "heun" or "dopri5".
-        steps: time points of the fixed-step methods.
-        atol, rtol: tolerances of dopri5.
+        method: a method of `sample_ode`, or "sde_euler" or "sde_heun".
+        steps: time points of the methods with fixed steps, or the times themselves.
+        shift: of fixed steps: above 1 more of them lie near noise.
+        atol, rtol: tolerances of the adaptive methods.
+        guidance: scale of classifier-free guidance; 1 is none. Needs model.null_class, or text.
+        guidance_interval: times (lo, hi) between which it is in effect; data is at 1.
+        diffusion, diffusion_norm, last_step, last_step_size: of an SDE, see `sample_sde`; "none" is no last step.
     """
 
-    method: Literal["euler", "heun", "dopri5"] = "dopri5"
-    steps: int = 50
+    method: str = "dopri5"
+    steps: int | tuple[float, ...] = 50
+    shift: float = 1.0
     atol: float = 1e-6
     rtol: float = 1e-3
+    guidance: float = 1.0
+    guidance_interval: tuple[float, ...] = (0.0, 1.0)
+    diffusion: str = "sigma"
+    diffusion_norm: float = 1.0
+    last_step: Literal["mean", "tweedie", "euler", "none"] = "mean"
+    last_step_size: float = 0.04
 
     def __post_init__(self):
-        require(self.steps >= 2, "sample.steps", self.steps, "must be at least 2 (two time points, one step)")
+        known = (*ode.METHODS, *(f"sde_{method}" for method in sde.METHODS))
+        require(self.method in known, "sample.method", self.method, f"must be one of {', '.join(known)}")
         require(self.atol > 0, "sample.atol", self.atol, "must be positive")
         require(self.rtol > 0, "sample.rtol", self.rtol, "must be positive")
+        diffusions = ", ".join(sde.DIFFUSIONS)
+        require(self.diffusion in sde.DIFFUSIONS, "sample.diffusion", self.diffusion, f"must be one of {diffusions}")
+        require(0 < self.last_step_size < 1, "sample.last_step_size", self.last_step_size, "must be in (0, 1)")
+        try:
+            check_guidance(self.guidance, self.guidance_interval)
+            if self.sde_method:
+                time_points((0.0, 1.0), self.steps, self.shift)
+            else:
+                ode.ode_times(self.method, (0.0, 1.0), self.steps, self.shift)
+        except ValueError as error:
+            raise ValueError(f"config.sample.{error}") from None
+
+    @property
+    def sde_method(self) -> str:
+        """The method of `sample_sde`, or nothing for one of `sample_ode`."""
+        return self.method.removeprefix("sde_") if self.method.startswith("sde_") else ""
+
+
+def check_guided(model: ZigMaConfig, guidance: float) -> None:
+    """Raises ValueError for guidance of a model that does not know what no condition is."""
+    require(
+        guidance == 1 or model.null_class or model.context_size > 0,
+        "sample.guidance",
+        guidance,
+        "needs a model that was trained with model.null_class = True and train.label_dropout, or with text; 1 is none",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,3 +203,4 @@ class RunConfig:
             self.train.label_dropout,
             "needs model.null_class = True, the class that stands for no label",
         )
+        check_guided(self.model, self.sample.guidance)

@@ -49,13 +49,18 @@ def from_dict(sections: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig
     parsed = {}
     for name, fields in _with_sample_shape(sections).items():
         _check_known(name, _SECTIONS, "")
-        types_ = {field.name: field.type for field in dataclasses.fields(_SECTIONS[name])}
-        values = {}
-        for field, value in dict(fields).items():
-            _check_known(field, types_, f"{name}.")
-            values[field] = _typed(value, types_[field], f"{name}.{field}")
-        parsed[name] = _SECTIONS[name](**values)
+        parsed[name] = parse_section(_SECTIONS[name], name, fields)
     return RunConfig(**parsed)
+
+
+def parse_section(section: Any, name: str, fields: Mapping[str, Any] | config_dict.ConfigDict) -> Any:
+    """A section's dataclass from the mapping called `name`. Raises as `from_dict`."""
+    types_ = {field.name: field.type for field in dataclasses.fields(section)}
+    values = {}
+    for field, value in dict(fields).items():
+        _check_known(field, types_, f"{name}.")
+        values[field] = typed(value, types_[field], f"{name}.{field}")
+    return section(**values)
 
 
 def _with_sample_shape(sections: Mapping[str, Any] | config_dict.ConfigDict) -> dict[str, dict[str, Any]]:
@@ -89,7 +94,7 @@ def _check_known(name: str, known: Mapping[str, Any], prefix: str) -> None:
         raise ValueError(f"config.{prefix}{name}: no such field; {hint}")
 
 
-def _typed(value: Any, wanted: Any, field: str) -> Any:
+def typed(value: Any, wanted: Any, field: str) -> Any:
     """The value as the field's type: lists become tuples, integers floats; anything else must match."""
     if get_origin(wanted) in (typing.Union, types.UnionType):
         options = get_args(wanted)
@@ -97,7 +102,7 @@ def _typed(value: Any, wanted: Any, field: str) -> Any:
             return None
         for option in options:
             try:
-                return _typed(value, option, field)
+                return typed(value, option, field)
             except ValueError:
                 continue
         return _wrong_type(value, wanted, field)
@@ -108,7 +113,7 @@ def _typed(value: Any, wanted: Any, field: str) -> Any:
     if get_origin(wanted) is tuple:
         if not isinstance(value, list | tuple):
             return _wrong_type(value, wanted, field)
-        return tuple(_typed(item, get_args(wanted)[0], field) for item in value)
+        return tuple(typed(item, get_args(wanted)[0], field) for item in value)
     if wanted is float and type(value) is int:
         return float(value)
     return value if type(value) is wanted else _wrong_type(value, wanted, field)

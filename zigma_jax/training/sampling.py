@@ -9,45 +9,103 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from zigma_jax.interpolant import Interpolant, sample_ode
+from zigma_jax.interpolant import Interpolant, guide, ode, sample_ode, sample_sde
+from zigma_jax.interpolant.draws import fold_in_each
 from zigma_jax.models.config import ZigMaConfig
-from zigma_jax.training.config import SampleConfig
+from zigma_jax.models.zigma import ZigMa
+from zigma_jax.training.config import SampleConfig, check_guided
 from zigma_jax.training.sharding import batch_sharding
 from zigma_jax.training.state import Params
 
-Sampler = Callable[[Params, Int[np.ndarray, " n"], Int[np.ndarray, " n"] | None], Float[np.ndarray, "n ..."]]
+Labels = Int[np.ndarray, " n"] | None
+Sampler = Callable[[Params, Int[np.ndarray, " n"], Labels], Float[np.ndarray, "n ..."]]
+Encoder = Callable[[Params, Float[np.ndarray, "n ..."], Labels], Float[np.ndarray, "n ..."]]
 
 
 def make_sampler(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh, seed: int) -> Sampler:
     """A function `(params, indices (n,), labels (n,) | None) -> samples (n, …)`, float32, on every host.
 
     The work is spread over the mesh, on which the parameters have to be. Sample i starts from noise drawn from
-    (seed, i) alone: batch size and device count never change it. The function compiles once for each n.
+    (seed, i) alone, and so is an SDE's noise on the way: batch size and device count never change it. The
+    function compiles once for each n. Guidance that the model was not trained for is a ValueError when it is called.
     """
-    sharding = batch_sharding(mesh)
 
-    @jax.jit
     def sample(params, indices, labels):
         model = nnx.merge(graphdef, params)
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
         z = jax.vmap(lambda key: jax.random.normal(key, model.cfg.sample_shape))(keys)
-        return sample_ode(
+        z = jax.lax.with_sharding_constraint(z, batch_sharding(mesh))
+        if not cfg.sde_method:
+            return _follow_ode(interpolant, cfg, model, z, labels)
+        return sample_sde(
             interpolant,
-            lambda x, t: model(x, t, labels),
-            jax.lax.with_sharding_constraint(z, sharding),
-            method=cfg.method,
+            _guided(model, labels, cfg),
+            z,
+            fold_in_each(keys, 1),
+            method=cfg.sde_method,
             steps=cfg.steps,
-            atol=cfg.atol,
-            rtol=cfg.rtol,
+            shift=cfg.shift,
+            diffusion=cfg.diffusion,
+            diffusion_norm=cfg.diffusion_norm,
+            last_step=None if cfg.last_step == "none" else cfg.last_step,
+            last_step_size=cfg.last_step_size,
         )
 
-    def place(values):
-        """On the mesh, filled up so that every device has as many."""
-        return jax.device_put(np.resize(values, -(-len(values) // mesh.size) * mesh.size).astype(np.int32), sharding)
+    return _on_mesh(sample, np.int32, mesh)
 
-    def on_mesh(params, indices, labels=None):
-        samples = sample(params, place(indices), None if labels is None else place(labels))
-        return _gather(samples)[: len(indices)]
+
+def make_encoder(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh) -> Encoder:
+    """The way back: a function `(params, images (n, …) in [-1, 1], labels (n,) | None) -> noise (n, …)`, float32.
+
+    Along the ODE of `cfg`, guidance included, from data to noise; otherwise as `make_sampler`.
+
+    Raises:
+        ValueError: the method is an SDE's, which has no way back.
+    """
+    if cfg.sde_method:
+        methods = ", ".join(ode.METHODS)
+        raise ValueError(f"config.sample.method = {cfg.method!r}: an SDE can't be run backwards; use one of {methods}")
+
+    def encode(params, images, labels):
+        return _follow_ode(interpolant, cfg, nnx.merge(graphdef, params), images, labels, reverse=True)
+
+    return _on_mesh(encode, np.float32, mesh)
+
+
+def _follow_ode(interpolant: Interpolant, cfg: SampleConfig, model: ZigMa, x, labels, reverse: bool = False):
+    return sample_ode(
+        interpolant,
+        _guided(model, labels, cfg),
+        x,
+        method=cfg.method,
+        steps=cfg.steps,
+        shift=cfg.shift,
+        atol=cfg.atol,
+        rtol=cfg.rtol,
+        reverse=reverse,
+    )
+
+
+def _guided(model: ZigMa, labels, cfg: SampleConfig):
+    """The model as a function of x and t."""
+    check_guided(model.cfg, cfg.guidance)
+    if cfg.guidance == 1:
+        return lambda x, t: model(x, t, labels)
+    return guide(model, labels, model.null_condition(labels), cfg.guidance, cfg.guidance_interval)
+
+
+def _on_mesh(function, dtype, mesh: Mesh):
+    """`function(params, values, labels)`, jitted, of arrays on the host that are divided over the mesh."""
+    function, sharding = jax.jit(function), batch_sharding(mesh)
+
+    def place(values, dtype):
+        """On the mesh, filled up so that every device has as many."""
+        filled_up = np.arange(-(-len(values) // mesh.size) * mesh.size) % len(values)
+        return jax.device_put(np.asarray(values, dtype)[filled_up], sharding)
+
+    def on_mesh(params, values, labels=None):
+        labels = None if labels is None else place(labels, np.int32)
+        return _gather(function(params, place(values, dtype), labels))[: len(values)]
 
     return on_mesh
 
@@ -58,9 +116,7 @@ def batches(count: int, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " n"]
         yield np.arange(first, first + batch_size), min(batch_size, count - first)
 
 
-def choose_labels(
-    model: ZigMaConfig, indices: Int[np.ndarray, " n"], labels: Sequence[int] = ()
-) -> Int[np.ndarray, " n"] | None:
+def choose_labels(model: ZigMaConfig, indices: Int[np.ndarray, " n"], labels: Sequence[int] = ()) -> Labels:
     """The label of each sample: `labels` again and again, by default every class in turn; None without classes.
 
     Raises:

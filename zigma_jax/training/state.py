@@ -63,6 +63,12 @@ def decay_mask(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def initial_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The training state at step 0 of a model with these parameters."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, zero, zero, params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
 def make_state(model_cfg: ZigMaConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh):
     """The model's graphdef, its training state at step 0 (made in place, sharded) and that state's shape.
 
@@ -73,10 +79,7 @@ def make_state(model_cfg: ZigMaConfig, optimizer: optax.GradientTransformation, 
 
     def init() -> TrainState:
         model = ZigMa(model_cfg, rngs=nnx.Rngs(seed))
-        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        zero = jnp.zeros((), jnp.int32)
-        ema = jax.tree.map(jnp.copy, params)
-        return TrainState(zero, zero, zero, params, ema, optimizer.init(params))
+        return initial_state(nnx.to_pure_dict(nnx.state(model, nnx.Param)), optimizer)
 
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: ZigMa(model_cfg, rngs=nnx.Rngs(0))))
     shapes = jax.eval_shape(init)

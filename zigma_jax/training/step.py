@@ -19,7 +19,7 @@ Batch = dict[str, Array]  # "image" (B, …) in [-1, 1] and, for a model with cl
 Metrics = dict[str, Array]  # scalars
 
 
-def sample_keys(seed: int, step: Int[Array, ""], batch_size: int) -> Key[Array, " b"]:
+def sample_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch_size: int) -> Key[Array, " b"]:
     """One key a sample of the global batch, from (seed, step, position) alone: the same on any number of devices."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
@@ -47,13 +47,29 @@ def batch_loss(
 def make_train_step(
     graphdef: Any, optimizer: optax.GradientTransformation, config: RunConfig, mesh: Mesh, state: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step; `state` (abstract will do) gives the shardings. The state given to the step is donated.
+    """`make_update`'s step with the run's seed, jitted; `state` (abstract will do) gives the shardings.
+
+    The state given to the step is donated.
+    """
+    update = make_update(graphdef, optimizer, config)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(
+        lambda state, batch: update(state, batch, config.train.seed),
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+
+
+def make_update(
+    graphdef: Any, optimizer: optax.GradientTransformation, config: RunConfig
+) -> Callable[[TrainState, Batch, int | Int[Array, ""]], tuple[TrainState, Metrics]]:
+    """One step as a pure function of state, batch and the seed of its draws.
 
     A step whose loss or gradient is not finite changes nothing but the counters `step` and `skipped`.
     """
     cfg = config.train
     schedule = learning_rate(config.optimizer, cfg.steps)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
     def loss_and_gradient(params, batch, keys):
         def loss(params, batch, keys):
@@ -71,8 +87,8 @@ def make_train_step(
         total, _ = jax.lax.scan(add_part, zero, parts)
         return jax.tree.map(lambda a: a / cfg.accumulate, total)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        keys = sample_keys(cfg.seed, state.step, cfg.batch_size)
+    def update(state: TrainState, batch: Batch, seed: int | Int[Array, ""]) -> tuple[TrainState, Metrics]:
+        keys = sample_keys(seed, state.step, cfg.batch_size)
         loss, gradient = loss_and_gradient(state.params, batch, keys)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -103,12 +119,7 @@ def make_train_step(
         }
         return new_state, metrics
 
-    return jax.jit(
-        train_step,
-        donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-    )
+    return update
 
 
 @jax.jit

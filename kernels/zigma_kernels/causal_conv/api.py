@@ -7,13 +7,22 @@ from jax import Array
 from jaxtyping import Float
 
 from zigma_kernels.causal_conv import reference, xla
-from zigma_kernels.dispatch import Implementation, dispatch, vary_alike
+from zigma_kernels.dispatch import Implementation, NvidiaKernel, dispatch
+from zigma_kernels.partitioned import vary_alike
 from zigma_kernels.visiting import Order, check_order, num_segments
+
+
+def _mosaic_gpu(*args):
+    from zigma_kernels.causal_conv import mosaic_gpu  # on demand: Pallas takes a second to import
+
+    return mosaic_gpu.causal_conv(*args)
+
 
 # Fastest first. Each is a function of (x, weight, bias, order, activation, initial_state) -> y, with every
 # argument but order and activation an array; `order` comes checked, with raster as None. It raises
 # NotImplementedError, with the reason, for a call that it does not support.
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "mosaic_gpu": NvidiaKernel(_mosaic_gpu, capability=(8, 0)),
     "xla": xla.causal_conv,
     "reference": reference.causal_conv,
 }
@@ -46,8 +55,8 @@ def causal_conv(
         activation: "silu" or None.
         initial_state: the width - 1 tokens before the first visited one, zero if omitted:
             (b, width - 1, d), and (b, segments, width - 1, d) for a GridPath with more than one segment.
-        implementation: None for the fastest that supports the call, or a name from `IMPLEMENTATIONS`, which
-            never falls back to another.
+        implementation: None for the fastest that supports the call on this machine (`zigma_kernels.explain`
+            says which and why), or a name from `IMPLEMENTATIONS`, which never falls back to another.
 
     Returns:
         y in x's dtype.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,18 +29,23 @@ class Case:
     initial_state: bool = False
     bench: bool = False
 
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the array arguments, by name."""
+        b, d, past = self.batch, self.channels, self.width - 1
+        x, small = jnp.dtype(self.dtype), jnp.dtype("float32")
+        shapes = {"x": ((b, self.length, d), x), "weight": ((self.width, d), small)}
+        if self.bias:
+            shapes["bias"] = (d,), small
+        if self.initial_state:
+            segments = self.order.segments if self.order else 1
+            shapes["initial_state"] = (b, past, d) if segments == 1 else (b, segments, past, d), x
+        return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
+
     def arguments(self, dtype: str | None = None) -> dict[str, np.ndarray]:
         """The array arguments by name, always the same; in `dtype`, all of them, if one is given."""
         normal = np.random.default_rng(0).standard_normal
-        b, L, d, past = self.batch, self.length, self.channels, self.width - 1
-        args = {"x": normal((b, L, d)), "weight": normal((self.width, d))}
-        if self.bias:
-            args["bias"] = normal(d)
-        if self.initial_state:
-            segments = self.order.segments if self.order else 1
-            args["initial_state"] = normal((b, past, d) if segments == 1 else (b, segments, past, d))
-        small = {"weight": "float32", "bias": "float32"}
-        return {name: x.astype(dtype or small.get(name) or jnp.dtype(self.dtype)) for name, x in args.items()}
+        return {name: normal(x.shape).astype(dtype or x.dtype) for name, x in self.shapes.items()}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -55,6 +61,7 @@ _TESTED = (
     Case("reversed", 2, 12, 3, 3, order=GridPath.raster((3, 4), flip=(True, True))),
     Case("zigzag by columns", 2, 12, 3, order=GridPath.zigzag((3, 4), (1, 0)), initial_state=True),
     Case("frames of a video", 2, 24, 3, order=GridPath.zigzag((2, 3, 4), (1, 2)), initial_state=True),
+    Case("several tiles", 1, 40, 384, order=GridPath.zigzag((5, 8), flip=(False, True)), initial_state=True),
     Case("time in a video", 1, 24, 3, order=GridPath.raster((2, 3, 4), (0,)), initial_state=True),
 )
 _TIMED = (
@@ -63,5 +70,10 @@ _TIMED = (
     Case("small images, zigzag", 64, 64, 384, order=GridPath.zigzag((8, 8), (1, 0)), bench=True),
     Case("1024 tokens", 32, 1024, 1536, dtype="bfloat16", bench=True),
     Case("1024 tokens, zigzag", 32, 1024, 1536, dtype="bfloat16", order=GridPath.zigzag((32, 32)), bench=True),
+    Case("1024 tokens, Hilbert", 32, 1024, 1536, dtype="bfloat16", order=GridPath.hilbert((32, 32)), bench=True),
+    Case("one large image", 1, 4096, 1536, dtype="bfloat16", bench=True),
+    Case("256 tokens", 64, 256, 1536, dtype="bfloat16", bench=True),
+    Case("4096 tokens", 8, 4096, 1536, dtype="bfloat16", bench=True),
+    Case("16384 tokens", 2, 16384, 1536, dtype="bfloat16", bench=True),
 )
 CASES: dict[str, Case] = {case.name: case for case in _TESTED + _TIMED}

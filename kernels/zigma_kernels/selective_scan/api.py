@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from zigma_kernels.dispatch import Implementation, dispatch, vary_alike
-from zigma_kernels.selective_scan import reference, xla
+from zigma_kernels.dispatch import Implementation, NvidiaKernel, dispatch
+from zigma_kernels.partitioned import vary_alike
+from zigma_kernels.selective_scan import reference, triton_scan, xla
 from zigma_kernels.visiting import Order, check_order, num_segments
 
 # Fastest first. Each is a function of
@@ -15,6 +16,7 @@ from zigma_kernels.visiting import Order, check_order, num_segments
 # with every argument but z and order an array; `order` comes checked, with raster as None. It raises
 # NotImplementedError, with the reason, for a call that it does not support.
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "triton": NvidiaKernel(triton_scan.selective_scan, (8, 0)),
     "xla": xla.selective_scan,
     "reference": reference.selective_scan,
 }
@@ -60,8 +62,8 @@ def selective_scan(
         initial_state: state before the first visited token, zero if omitted: (b, d, n), and
             (b, segments, d, n) for a GridPath with more than one segment.
         return_final_state: whether to return the state after the last visited token as well.
-        implementation: None for the fastest that supports the call, or a name from `IMPLEMENTATIONS`, which
-            never falls back to another.
+        implementation: None for the fastest that supports the call on this machine (`zigma_kernels.explain`
+            says which and why), or a name from `IMPLEMENTATIONS`, which never falls back to another.
 
     Returns:
         y (b, L, d) in u's dtype; with `return_final_state`, (y, final state), the state shaped as

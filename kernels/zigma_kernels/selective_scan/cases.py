@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,31 +39,31 @@ class Case:
     initial_state: bool = False
     bench: bool = False
 
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the array arguments, by name."""
+        b, L, d, n = self.batch, self.length, self.channels, self.states
+        rows, states, small = jnp.dtype(self.dtype), (b, L, n), jnp.dtype("float32")
+        shapes = {"u": ((b, L, d), rows), "dt": ((b, L, d), rows), "A": ((d, n), small)}
+        shapes |= {"B": (states, rows), "C": (states, rows)}
+        if self.skip:
+            shapes |= {"D": ((d,), small), "dt_bias": ((d,), small)}
+        if self.gate:
+            shapes["z"] = (b, L, d), rows
+        if self.initial_state:
+            segments = self.order.segments if self.order else 1
+            shapes["initial_state"] = (b, d, n) if segments == 1 else (b, segments, d, n), small
+        return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
+
     def arguments(self, dtype: str | None = None) -> dict[str, np.ndarray]:
         """The array arguments by name, always the same; in `dtype`, all of them, if one is given."""
         rng = np.random.default_rng(0)
-        b, L, d, n = self.batch, self.length, self.channels, self.states
-        normal = rng.standard_normal
-        dt_bias = normal(d)
+        args = {name: rng.standard_normal(x.shape) for name, x in self.shapes.items()}
+        args["A"] = -np.exp(rng.uniform(np.log(0.5), np.log(16), args["A"].shape))
         low, high = np.log(self.delta)
-        delta = np.exp(rng.uniform(low, high, (b, L, d)))
-        args = {
-            "u": normal((b, L, d)),
-            "dt": delta + np.log(-np.expm1(-delta)) - (dt_bias if self.skip else 0),  # softplus, inverted
-            "A": -np.exp(rng.uniform(np.log(0.5), np.log(16), (d, n))),
-            "B": normal((b, L, n)),
-            "C": normal((b, L, n)),
-        }
-        if self.skip:
-            args |= {"D": normal(d), "dt_bias": dt_bias}
-        if self.gate:
-            args["z"] = normal((b, L, d))
-        if self.initial_state:
-            segments = self.order.segments if self.order else 1
-            args["initial_state"] = normal((b, d, n) if segments == 1 else (b, segments, d, n))
-        wide = "A", "D", "dt_bias", "initial_state"
-        own = {name: "float32" if name in wide else jnp.dtype(self.dtype) for name in args}
-        return {name: x.astype(dtype or own[name]) for name, x in args.items()}
+        delta = np.exp(rng.uniform(low, high, args["dt"].shape))
+        args["dt"] = delta + np.log(-np.expm1(-delta)) - args.get("dt_bias", 0)  # softplus, inverted
+        return {name: x.astype(dtype or self.shapes[name].dtype) for name, x in args.items()}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -88,8 +89,19 @@ _TIMED = (
     Case("one image", 1, 1024, 1536, dtype="bfloat16", bench=True),
     Case("one large image", 1, 4096, 1536, dtype="bfloat16", bench=True),
     Case("256 tokens", 64, 256, 1536, dtype="bfloat16", bench=True),
+    Case("256 tokens, zigzag", 64, 256, 1536, dtype="bfloat16", order=GridPath.zigzag((16, 16)), bench=True),
     Case("1024 tokens", 32, 1024, 1536, dtype="bfloat16", bench=True),
-    Case("1024 tokens, zigzag", 32, 1024, 1536, dtype="bfloat16", order=GridPath.zigzag((32, 32)), bench=True),
+    *(
+        Case(f"1024 tokens, {name}", 32, 1024, 1536, dtype="bfloat16", order=order, bench=True)
+        for name, order in (
+            ("reversed", GridPath.raster((32, 32), flip=(True, True))),
+            ("by columns", GridPath.raster((32, 32), (1, 0))),
+            ("zigzag", GridPath.zigzag((32, 32))),
+            ("zigzag by columns", GridPath.zigzag((32, 32), (1, 0))),
+            ("Hilbert", GridPath.hilbert((32, 32))),
+            ("random", GridPath.random((32, 32), seed=0)),
+        )
+    ),
     Case("4096 tokens", 8, 4096, 1536, dtype="bfloat16", bench=True),
     Case("16384 tokens", 2, 16384, 1536, dtype="bfloat16", bench=True),
 )

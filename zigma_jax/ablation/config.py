@@ -1,0 +1,126 @@
+"""What the ablation varies and measures, beside a run's own configuration."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ml_collections import config_dict
+
+from zigma_jax.models.orders import scan_orders
+from zigma_jax.training.config import RunConfig, require
+from zigma_jax.training.parse_config import default_config, from_dict, parse_section, to_dict
+
+SCANS = ("sweep1", "sweep2", "zigzag1", "zigzag2", "zigzag8", "hilbert8", "random8")
+CELLS = 8  # the features "colour" are those of CELLS × CELLS parts of a picture
+_MOST_SEEDS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class AblationConfig:
+    """ablation.*
+
+    Attributes:
+        scans: the orders compared.
+        seeds: each order is trained once with each; a seed decides initial weights, order of the data, noise and
+            times in training, and noise in sampling.
+        held_out: the split of the data set that losses and distances are measured on.
+        evaluations: so many times, evenly over the run and at its end, the held-out loss is measured.
+        distances: so many times, likewise, the Fréchet distance is.
+        samples: pictures drawn for each distance.
+        features: what the distance compares: "colour", or "effnet", a network (docs/networks.md).
+        batch: pictures at a time in all of these.
+    """
+
+    scans: tuple[str, ...] = SCANS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    held_out: str = "test"
+    evaluations: int = 8
+    distances: int = 4
+    samples: int = 1000
+    features: Literal["colour", "effnet"] = "colour"
+    batch: int = 128
+
+    def __post_init__(self):
+        for name in ("scans", "seeds"):
+            values = getattr(self, name)
+            rule = "must have one entry at least, and none twice"
+            require(0 < len(values) == len(set(values)), f"ablation.{name}", values, rule)
+        for seed in self.seeds:
+            require(0 <= seed < _MOST_SEEDS, "ablation.seeds", seed, f"must lie in [0, {_MOST_SEEDS})")
+        for name in ("evaluations", "distances", "batch"):
+            require(getattr(self, name) >= 1, f"ablation.{name}", getattr(self, name), "must be at least 1")
+        require(2 <= self.samples <= 100_000, "ablation.samples", self.samples, "must lie in [2, 100,000]")
+        require(
+            self.evaluations % self.distances == 0,
+            "ablation.distances",
+            self.distances,
+            f"must divide ablation.evaluations = {self.evaluations}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All runs of an ablation: `base` with each scan and each seed. Raises ValueError for what cannot be compared."""
+
+    base: RunConfig
+    ablation: AblationConfig
+
+    def __post_init__(self):
+        model, train = self.base.model, self.base.train
+        require(
+            train.steps % self.ablation.evaluations == 0,
+            "train.steps",
+            train.steps,
+            f"must be a multiple of ablation.evaluations = {self.ablation.evaluations}",
+        )
+        for field in ("num_classes", "context_size"):
+            require(not getattr(model, field), f"model.{field}", getattr(model, field), "the ablation is unconditional")
+        require(train.fsdp == 1, "train.fsdp", train.fsdp, "the ablation keeps its state whole: must be 1")
+        require(
+            self.ablation.features != "colour" or all(pixels % CELLS == 0 for pixels in model.sample_shape[:2]),
+            "data.image_size",
+            model.sample_shape[:2],
+            f"must be a multiple of {CELLS} for ablation.features = 'colour'",
+        )
+        for scan in self.ablation.scans:
+            period = scan_orders(scan, model.grid, seed=model.scan_seed).period
+            rule = f"must be a multiple of the {period} paths of {scan}, so that each is used equally often"
+            require(model.depth % period == 0, "model.depth", model.depth, rule)
+
+    def run(self, scan: str, seed: int) -> RunConfig:
+        """The configuration of one run."""
+        return dataclasses.replace(
+            self.base,
+            model=dataclasses.replace(self.base.model, scan=scan),
+            train=dataclasses.replace(self.base.train, seed=seed),
+        )
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What every run of the comparison must share: the fields that can change a number."""
+        settings = {"ablation": dataclasses.asdict(self.ablation), **to_dict(self.base)}
+        varied = {
+            "ablation": ("scans", "seeds", "batch"),
+            "model": ("scan",),
+            "train": ("seed", "cpu_devices", "max_skipped"),
+        }
+        unseen = {"data": ("data_dir", "workers", "max_bad_fraction")}
+        for section, fields in (varied | unseen).items():
+            for field in fields:
+                del settings[section][field]
+        del settings["log"], settings["checkpoint"]
+        return settings
+
+
+def default_ablation() -> Any:
+    """`default_config` with a section `ablation`, to be changed by a config file and by flags."""
+    config = default_config()
+    with config.unlocked():
+        config.ablation = config_dict.ConfigDict(dataclasses.asdict(AblationConfig()))
+    return config
+
+
+def parse_experiment(config: Mapping[str, Any] | config_dict.ConfigDict) -> Experiment:
+    """The experiment that a config file and its flags describe. Raises ValueError naming field, value and rule."""
+    sections = dict(config)
+    ablation = parse_section(AblationConfig, "ablation", sections.pop("ablation", {}))
+    return Experiment(from_dict(sections), ablation)

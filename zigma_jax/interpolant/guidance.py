@@ -1,0 +1,90 @@
+"""Classifier-free guidance (Ho & Salimans, arXiv 2207.12598), within an interval of times (arXiv 2404.07724)."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from zigma_jax.interpolant.objective import ModelFn, at_least_float32, evaluate
+
+ConditionalModelFn = Callable[[Array, Array, Array], Array]
+"""model_fn(x (b, ...), t (b,), y (b, ...)) -> prediction (b, ...): a `ZigMa`, or a plain function."""
+
+
+def guide(
+    model_fn: ConditionalModelFn,
+    y: Array | np.ndarray,
+    null: Array | np.ndarray | int,
+    scale: float | int,
+    interval: Sequence[float | int] = (0.0, 1.0),
+) -> ModelFn:
+    """A function of (x, t) for the samplers: null + scale (y - null), of the predictions given y and given null.
+
+        sample_ode(ip, guide(model, y, model.null_condition(y), scale=4.0), z)
+
+    Whether the model predicts velocity, noise or score makes no difference: each is an affine function of the
+    other at (x, t). Scale 1 is the conditional model itself, 0 the unconditional one; either costs one
+    forward pass of b samples. Any other scale costs one of 2 b samples, in which the two copies of a sample
+    lie side by side, so that a batch divided over devices stays where it is.
+
+    Args:
+        y: the condition, (b, ...): labels, or text embeddings.
+        null: what stands for no condition, as it was in training, of y's shape or broadcast to it: the null
+            class, the embeddings of an empty text; `ZigMa.null_condition(y)` for a ZigMa.
+        scale: of guidance.
+        interval: (lo, hi): samples with lo <= t <= hi are guided, data being at t = 1; for the others the model
+            is the conditional one. While no sample of the batch is inside, the pass is one of b samples. The
+            default guides always.
+
+    Raises:
+        ValueError: a scale that is not finite, an interval that is empty or outside [0, 1], null that doesn't
+            fit y.
+    """
+    check_guidance(scale, interval)
+    y, null = jnp.asarray(y), jnp.asarray(null)
+    try:
+        null = jnp.broadcast_to(null.astype(y.dtype), y.shape)
+    except ValueError as error:
+        raise ValueError(f"null has shape {null.shape}, which does not broadcast to y's, {y.shape}") from error
+    lo, hi = interval
+    always = lo <= 0 and hi >= 1  # whatever rounding does to the ends
+
+    def is_guided(t: Float[Array, " b"]) -> Bool[Array, " b"]:
+        return jnp.full(t.shape, True) if always else (lo <= t) & (t <= hi)
+
+    def conditional(x: Array, t: Array) -> Array:
+        return at_least_float32("the output of model_fn", model_fn(x, t, y))
+
+    def guided(x: Array, t: Array) -> Array:
+        both = evaluate(lambda x, t: model_fn(x, t, _interleave(y, null)), _interleave(x, x), _interleave(t, t))
+        given_y, given_null = jnp.moveaxis(both.reshape(-1, 2, *both.shape[1:]), 1, 0)
+        return _where(is_guided(t), given_null + scale * (given_y - given_null), given_y)
+
+    if scale == 1:
+        return lambda x, t: model_fn(x, t, y)
+    if scale == 0:
+        return lambda x, t: model_fn(x, t, _where(is_guided(t), null, y))
+    if always:
+        return guided
+    return lambda x, t: jax.lax.cond(jnp.any(is_guided(t)), guided, conditional, x, t)
+
+
+def check_guidance(scale: float | int, interval: Sequence[float | int]) -> None:
+    """The rules of `guide`'s numbers; raises ValueError."""
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance scale = {scale!r} must be finite; 1 is none")
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise ValueError(f"guidance interval = {tuple(interval)} must be (lo, hi) with 0 <= lo < hi <= 1")
+
+
+def _interleave(a: Array, b: Array) -> Array:
+    """(b, ...) and (b, ...) -> (2 b, ...): a[0], b[0], a[1], b[1], …"""
+    return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+
+def _where(condition: Bool[Array, " b"], a: Array, b: Array) -> Array:
+    """jnp.where with one condition a sample."""
+    return jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)

@@ -1,0 +1,146 @@
+"""What a network makes of a set of pictures: the features that sets are compared by."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt8
+
+from zigma_jax.metrics.accumulate import Moments, Sample
+from zigma_jax.metrics.frechet import Gaussian
+
+GAUSSIAN = ("pool", "spatial")  # outputs of a network whose mean and covariance are wanted
+KEPT = ("pool", "logits")  # outputs whose every row is wanted
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """A network that features come from, such as `networks.load_network` gives.
+
+    If it is a pytree, its arrays are its weights, and are copied to every device once. `jax.jit` can compile a call.
+    Outputs, float32: "pool" (b, d); where there are any, "logits" (b, classes) before the softmax and "spatial" (b, e),
+    of a layer that still has positions.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, in hexadecimal digits."""
+        ...
+
+    def __call__(self, images: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b _"]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """The features of a set of pictures, and where they are from.
+
+    network, fingerprint: the extractor's. An empty fingerprint is unknown: a file of another program.
+    count: pictures seen; None if unknown. image_size: (height, width) of them; None if unknown.
+    source: what the pictures are, in words: {"dataset": "avatars", "version": "1.0.0", "split": "train"}.
+    gaussians: of "pool" and, where the network has it, "spatial".
+    rows: float32 "pool" (n, d) and "logits" (n, classes) of all pictures, or of a random part of them.
+    """
+
+    network: str
+    fingerprint: str
+    count: int | None
+    image_size: tuple[int, int] | None
+    source: Mapping[str, str]
+    gaussians: Mapping[str, Gaussian]
+    rows: Mapping[str, Float[np.ndarray, "n _"]]
+
+
+def extract(
+    extractor: FeatureExtractor,
+    batches: Iterable[UInt8[np.ndarray, "_b h w 3"] | UInt8[Array, "_b h w 3"]],
+    *,
+    source: Mapping[str, str] | None = None,
+    keep: int = 50_000,
+    mesh: Mesh | None = None,
+) -> Features:
+    """The features of the pictures in `batches`, computed on all devices of `mesh` (by default, all there are).
+
+    Batches may be of any size, and are the same on every process. What comes out depends on neither but for the
+    rounding of the network itself.
+
+    keep: how many rows of "pool" and "logits" to keep, for distances that need every sample. Of more pictures,
+        a random part is kept; means and covariances are always of all.
+
+    Raises:
+        ValueError: pictures that are not uint8 (b, h, w, 3), sizes that change, features that are not finite, fewer
+            than two pictures.
+    """
+    mesh = Mesh(np.asarray(jax.devices()), ("data",)) if mesh is None else mesh
+    divided = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    if jax.tree_util.all_leaves([extractor]):  # no pytree: its weights are constants
+        run = jax.jit(lambda images: extractor(images), out_shardings=divided)
+    else:
+        weights = jax.device_put(extractor, NamedSharding(mesh, PartitionSpec()))
+        run = functools.partial(jax.jit(lambda network, images: network(images), out_shardings=divided), weights)
+    moments: dict[str, Moments] = {}
+    sample = Sample(keep)
+    largest, count, size = 0, 0, None
+
+    def collect(outputs: dict[str, Array], n: int) -> None:
+        rows = {name: _on_host(outputs[name])[:n] for name in {*GAUSSIAN, *KEPT} & outputs.keys()}
+        for name in rows.keys() & set(GAUSSIAN):
+            moments.setdefault(name, Moments()).add(rows[name])
+        sample.add({name: rows[name] for name in KEPT if name in rows})
+
+    in_flight = None
+    for images in batches:
+        size = _check_images(images, size)
+        if not len(images):
+            continue
+        # The last batch is filled up to the size of the others: one compilation, and as many for every device.
+        largest = max(largest, -(-len(images) // mesh.size) * mesh.size)
+        filled = np.resize(images, (largest, *images.shape[1:]))
+        outputs = run(jax.device_put(filled, divided))
+        if in_flight is not None:  # added up while the devices are at the next batch
+            collect(*in_flight)
+        in_flight = outputs, len(images)
+        count += len(images)
+    if in_flight is not None:
+        collect(*in_flight)
+    if count < 2:
+        raise ValueError(f"{count} pictures: features of a set need at least 2")
+    gaussians = {name: moments[name].gaussian() for name in GAUSSIAN if name in moments}
+    return Features(extractor.name, extractor.fingerprint, count, size, source or {}, gaussians, sample.rows())
+
+
+def check_same_network(features: Features, network: str, fingerprint: str, what: str, other: str) -> None:
+    """Raises ValueError unless `features`, called `what`, are of this network, that of `other`."""
+    if features.network != network:
+        raise ValueError(
+            f"{what} is of the network {features.network!r}, {other} of {network!r}: "
+            "distances compare features of one network; extract both with the same"
+        )
+    if features.fingerprint and fingerprint and features.fingerprint != fingerprint:
+        raise ValueError(
+            f"{what} and {other} are both of {network!r}, with other weights (sha256 {features.fingerprint[:12]}… and "
+            f"{fingerprint[:12]}…): extract both with the same weights"
+        )
+
+
+def _check_images(images: np.ndarray | Array, size: tuple[int, int] | None) -> tuple[int, int]:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"pictures {images.shape} {images.dtype}: must be (b, h, w, 3) uint8, 0 … 255")
+    if size not in (None, images.shape[1:3]):
+        raise ValueError(f"pictures of {images.shape[1:3]} pixels after some of {size}: one set has one size")
+    return images.shape[1], images.shape[2]
+
+
+def _on_host(rows: Float[Array, "b _"]) -> Float[np.ndarray, "b _"]:
+    """All rows on this host, from all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        rows = multihost_utils.process_allgather(rows, tiled=True)
+    return np.asarray(rows, np.float32)

@@ -1,0 +1,62 @@
+"""Networks that turn pictures into features: `load_network(name, weights)`.
+
+| name | network | "pool" | besides |
+|---|---|---|---|
+| `effnet` | EfficientNet-Lite0, weights in a package | 1280 | "logits" 1000 |
+| `inception` | InceptionV3 of FID, pictures prepared as in TensorFlow | 2048 | "logits" 1008, "spatial" 2023 |
+| `inception-pytorch-fid` | the same, pictures prepared as in pytorch-fid | 2048 | "logits" 1008, "spatial" 2023 |
+| `dinov2-vits14`, `-vitb14`, `-vitl14` | DINOv2 | 384, 768, 1024 | |
+| `dinov2-vits14-reg`, … | DINOv2 with registers | 384, 768, 1024 | |
+"""
+
+import os
+from functools import partial
+
+from zigma_jax.metrics.networks import dinov2, effnet, inception
+from zigma_jax.metrics.networks.extractor import Extractor
+from zigma_jax.metrics.networks.weight_file import WeightFile
+
+__all__ = ["NETWORKS", "Extractor", "load_network"]
+
+# name: (what builds it from a file, where a package has one or None, what to do where there is none)
+NETWORKS = {
+    "effnet": (effnet.EfficientNetLite0, effnet.packaged_weights, effnet.WHERE),
+    "inception": (partial(inception.InceptionV3, prepare=inception.as_tensorflow), None, inception.WHERE),
+    "inception-pytorch-fid": (partial(inception.InceptionV3, prepare=inception.as_pytorch_fid), None, inception.WHERE),
+} | {
+    f"dinov2-{size}14{'-reg' * registers}": (
+        partial(dinov2.DinoV2, size=size, registers=registers),
+        None,
+        dinov2.where(size, registers),
+    )
+    for size in dinov2.SIZES
+    for registers in (False, True)
+}
+
+
+def load_network(name: str, weights: str | os.PathLike[str] | None = None) -> Extractor:
+    """The feature extractor of that name.
+
+    Args:
+        name: one of `NETWORKS`.
+        weights: a file of weights, `.safetensors` or PyTorch's (of which nothing is ever executed). None: those
+            that a package brings, which only `effnet` has.
+
+    Raises:
+        ValueError: unknown name; or a file that lacks tensors, has others, or has some of another shape or dtype
+            or with values that are not finite (named one by one).
+        FileNotFoundError: no file; the message says where to get it.
+        TorchFileError: a damaged or unsafe PyTorch file.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network {name!r}: there are {', '.join(NETWORKS)}")
+    build, packaged, where = NETWORKS[name]
+    path = weights if weights is not None or packaged is None else packaged()
+    if path is None:
+        raise FileNotFoundError(f"network {name!r} needs a file of weights. {where}")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"network {name!r}: {os.fspath(path)} is not a file. {where}")
+    file = WeightFile(path)
+    network = build(file)
+    file.check()
+    return Extractor.of(name, network, file.fingerprint())
