@@ -16,7 +16,8 @@ from zigma_kernels import mosaic_lanes as lanes
 from zigma_kernels.mosaic_lanes import LANES
 
 F32 = jnp.float32
-GROUP = 4  # tokens worked on at once: their rows are read while the group before them is worked on
+GROUP = 4  # tokens worked on at once; a row for each warp of a warpgroup to fetch
+STAGES = 4  # groups in shared memory at once: the one worked on, the next, two on their way
 PARAMS = plgpu.CompilerParams(
     approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane
 )
@@ -119,6 +120,18 @@ class Place:
         ranks = [self.first + jnp.clip(i + t, 0, self.plan.length - 1) for t in range(GROUP)]
         return tuple(ranks) if self.tokens is None else tuple(self.tokens[rank] for rank in ranks)
 
+    def row(self, i):
+        """Where in memory the token lies that this warp is to fetch of the GROUP visited i-th and after."""
+        return lanes.row_of_warp(self.tokens, self.first, i, self.plan.length)
+
+    def fetch(self, row, *pairs):
+        """Starts to copy a group's rows, of (b, L, d) or (b, L, 2 n) in global memory, to shared memory."""
+        for source, target in pairs:
+            if source is not None:
+                wide = source.shape[2] == self.plan.channels
+                lanes.copy_rows(source.at[self.batch, :, self.channels] if wide else source.at[self.batch], row, target)
+        lanes.end_copies()
+
     def states(self, ref, *at):
         return [lanes.row(ref.at[self.sequence, *at, k, self.channels]) for k in range(ref.shape[-2])]
 
@@ -157,16 +170,6 @@ def sigmoid_of_softplus(delta):
     """sigmoid(x) from softplus(x): 1 - exp(-delta), accurate where it is small."""
     small = delta * (1.0 - delta * (1 / 2 - delta * (1 / 6 - delta * (1 / 24 - delta * (1 / 120)))))
     return jnp.where(delta < 0.1, small, 1.0 - jnp.exp(-delta))
-
-
-import os
-EMULATE = int(os.environ.get('EMULATE', '0'))
-
-
-def decay(delta, a, k):
-    """exp2(delta a), of state k."""
-    x = delta * a
-    return lanes.exp2_by_fma(x) if k % 4 < EMULATE else jnp.exp2(x)
 
 
 def shape(*dims, dtype=F32):
