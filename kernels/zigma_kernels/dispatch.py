@@ -60,7 +60,7 @@ def dispatch(op: str, implementations: Mapping[str, Implementation], name: str |
         findings[candidate] = CHOSEN
         _log.debug("%s: %s", op, findings)
         if (heard := _findings.get()) is not None:
-            heard.update(dict.fromkeys(implementations, "slower than the one chosen") | findings)
+            heard.update(dict.fromkeys(implementations, "ranks below the one chosen") | findings)
         return result
     reasons = "; ".join(f"{candidate}: {reason}" for candidate, reason in findings.items())
     raise NotImplementedError(f"{op}: no implementation supports this call. {reasons}")
@@ -70,7 +70,7 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str]
     """Which implementation `op(*args, **kwargs)` uses on this machine, and why not the others.
 
         explain(selective_scan, u, dt, A, B, C)
-        {"mosaic": "needs an NVIDIA GPU …", "xla": "chosen", "reference": "slower than the one chosen"}
+        {"mosaic": "needs an NVIDIA GPU …", "xla": "chosen", "reference": "ranks below the one chosen"}
 
     Nothing is computed; `jax.ShapeDtypeStruct`s can stand for arrays. `implementation`, if given, is ignored.
     """

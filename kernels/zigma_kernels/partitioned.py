@@ -31,6 +31,7 @@ def opaque_op(
     arguments: str,
     results: str,
     saved: str = "",
+    alone: Callable[..., Any] | None = None,
     channels: int = 1,
 ) -> Callable[..., Any]:
     """The op (visit, *arguments) -> results of a kernel's two passes.
@@ -56,6 +57,7 @@ def opaque_op(
         forward, backward: the passes.
         arguments, results: axes of the op's arrays.
         saved: axes of what the forward pass keeps for the backward pass beside the arguments; "" for nothing.
+        alone: the forward pass where no backward pass follows, returning the results alone; by default, `forward`.
         channels: the kernel takes multiples of so many channels. Where dividing them would leave a device with
             another number, they are gathered.
 
@@ -67,9 +69,11 @@ def opaque_op(
     run_forward = _mappable(forward, [None, *of_arguments], [*of_results, *of_saved], channels)
     run_backward = _mappable(backward, [None, *of_saved, *of_results, *of_arguments], of_gradients, channels)
 
+    run_alone = _mappable(alone, [None, *of_arguments], of_results, channels) if alone else run_forward
+
     @jax.custom_vjp
     def op(visit, *arrays):
-        return run_forward(visit, *arrays)[: len(of_results)]
+        return run_alone(visit, *arrays)[: len(of_results)]
 
     def op_fwd(visit, *arrays):
         outputs = run_forward(visit, *arrays)
