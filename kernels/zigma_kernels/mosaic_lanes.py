@@ -64,7 +64,9 @@ def reciprocal(x: Array) -> Array:
 
     @plgpu.inline_mgpu(arg_types=(LAYOUT,), return_type=_type(jnp.float32))
     def approximate(_, x):
-        return _lane_array(mgpu.utils.inline_ptx("rcp.approx.ftz.f32 $0, $1;", _scalar(x), result_types=ir.F32Type.get()))
+        return _lane_array(
+            mgpu.utils.inline_ptx("rcp.approx.ftz.f32 $0, $1;", _scalar(x), result_types=ir.F32Type.get())
+        )
 
     return approximate(x)
 
@@ -72,9 +74,7 @@ def reciprocal(x: Array) -> Array:
 def rows_of_warps(ref: Any, rows: Sequence[Any]) -> Array:
     """Four rows of 32 numbers of `ref` (L, 32), in global memory: warp w gets row `rows[w]`, a number a lane."""
 
-    @plgpu.inline_mgpu(
-        arg_types=(plgpu.RefType(), [plgpu.Layout.WG_SPLAT(())] * 4), return_type=_type(jnp.float32)
-    )
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), [plgpu.Layout.WG_SPLAT(())] * 4), return_type=_type(jnp.float32))
     def load(_, ref, rows):
         index = ir.IndexType.get()
         lane = arith.remui(_thread(), _i32(32))

@@ -2,12 +2,13 @@
 
 The chunks are visited from the last to the first, each twice. First forward from the state at its start: dz, dC, and
 the state before every group of tokens, in shared memory. Then backward, a group at a time: its states once more, in
-registers, from the one kept; and the adjoint. With w_t = exp(delta_t A) h_{t-1} and l_t the gradient of h_t,
+registers, from the one kept; and the adjoint. With w_t = exp(delta_t A) h_{t-1}, and dh_t the gradient of h_t,
 
-    d(delta u) = sum_n l B      ddelta = u d(delta u) + sum_n A l w      dA += delta l w      l_{t-1} += exp(delta_t A) l_t
+    dh_t = C_t dy_t + exp(delta_{t+1} A) dh_{t+1}       d(delta_t u_t) = sum_n dh_t B_t
+    ddelta_t = u_t d(delta_t u_t) + sum_n A dh_t w_t    dA = sum_t delta_t dh_t w_t
 
-dB and dC are sums over channels: over lanes on the tensor cores, over the block's warps in shared memory, over blocks
-by XLA afterwards: always in the same order.
+dB and dC are sums over channels: over lanes on the tensor cores, over a warpgroup's warps in shared memory, over
+blocks of 128 channels by XLA afterwards; always in the same order.
 """
 
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             us, dts, dys = ([lanes.row(ref.at[batch, r, here]) for r in rows] for ref in (u_g, dt_g, dy_g))
             return us, dts, dys, gates, lanes.rows_of_warps(BC_g.at[batch], rows)
 
-        def B_and_C(group, m):
+        def both_projections(group, m):
             """B and C of a group's tokens, four states of each."""
             at = [2 * n * t + 4 * m for t in range(GROUP)]
             B = [lanes.spread(BC_s.at[wg, group, pl.ds(i, 4)]) for i in at]
@@ -111,7 +112,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             for m in range(n // 4):
                 four = range(4 * m, 4 * m + 4)
                 lanes.put_words(past_s.at[wg, i, pl.ds(m, 1)], [h[k] for k in four])
-                B, C = B_and_C(i, m)
+                B, C = both_projections(i, m)
                 a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)], 4, F32)
                 products = [[] for _ in range(GROUP)]
                 for k in four:
@@ -146,7 +147,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             d_du, d_delta = [lanes.zeros()] * GROUP, [lanes.zeros()] * GROUP
             for m in range(n // 4):
                 past = lanes.get_words(past_s.at[wg, group, pl.ds(m, 1)], 4, F32)
-                B, C = B_and_C(group, m)
+                B, C = both_projections(group, m)
                 a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)], 4, F32)
                 products = [[] for _ in range(GROUP)]
                 for k in range(4 * m, 4 * m + 4):
@@ -156,13 +157,13 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                         w.append(decay[t] * h)
                         h = w[t] + du[t] * B[t][k % 4]
                     for t in reversed(range(GROUP)):
-                        l = lam[k] + C[t][k % 4] * dy[t]
-                        d_du[t] = d_du[t] + l * B[t][k % 4]
-                        lw = l * w[t]
-                        d_delta[t] = d_delta[t] + lw * a[k % 4]
-                        dA[k] = dA[k] + delta[t] * lw
-                        products[t].append(l * du[t])
-                        lam[k] = decay[t] * l
+                        dh = lam[k] + C[t][k % 4] * dy[t]
+                        d_du[t] = d_du[t] + dh * B[t][k % 4]
+                        dhw = dh * w[t]
+                        d_delta[t] = d_delta[t] + dhw * a[k % 4]
+                        dA[k] = dA[k] + delta[t] * dhw
+                        products[t].append(dh * du[t])
+                        lam[k] = decay[t] * dh
                 for t in range(GROUP):
                     sums[t] = lanes.group_sums(sums[t], m, products[t], exact)
             rows = place.rows(start + slot)

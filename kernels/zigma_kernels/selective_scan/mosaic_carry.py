@@ -10,7 +10,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
-from zigma_kernels.selective_scan.mosaic_plan import F32, GROUP, Place, Plan, given, shape, softplus, softplus_and_sigmoid
+from zigma_kernels.selective_scan.mosaic_plan import (
+    F32,
+    GROUP,
+    Place,
+    Plan,
+    given,
+    shape,
+    softplus,
+    softplus_and_sigmoid,
+)
 
 
 def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
@@ -67,7 +76,8 @@ def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
             after = prepare(i + 1, raw)
             h, (delta, factor) = list(h), now
             P = [
-                lanes.spread(BC_s.at[place.warpgroup, lax.rem(i, 2), pl.ds((2 * t + reverse) * n, n)]) for t in range(GROUP)
+                lanes.spread(BC_s.at[place.warpgroup, lax.rem(i, 2), pl.ds((2 * t + reverse) * n, n)])
+                for t in range(GROUP)
             ]
             for k in range(n):
                 for t in reversed(range(GROUP)) if reverse else range(GROUP):

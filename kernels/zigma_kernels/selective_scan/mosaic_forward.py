@@ -7,7 +7,16 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
 from zigma_kernels.selective_scan.mosaic_carry import enter
-from zigma_kernels.selective_scan.mosaic_plan import F32, GROUP, Place, Plan, given, shape, softplus, softplus_and_sigmoid
+from zigma_kernels.selective_scan.mosaic_plan import (
+    F32,
+    GROUP,
+    Place,
+    Plan,
+    given,
+    shape,
+    softplus,
+    softplus_and_sigmoid,
+)
 
 
 def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, state):

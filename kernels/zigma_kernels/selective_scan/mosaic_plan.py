@@ -17,6 +17,7 @@ from zigma_kernels.mosaic_lanes import LANES
 
 F32 = jnp.float32
 GROUP = 4  # tokens worked on at once: their rows are read while the group before them is worked on
+# No barrier around every store to shared memory: the kernels have their own, where another thread reads.
 PARAMS = plgpu.CompilerParams(
     approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane
 )
