@@ -125,7 +125,6 @@ def _prepare(u, A, state):
     from zigma_kernels.selective_scan.mosaic_plan import Plan
 
     (b, L, d), segments = u.shape, state.shape[1]
-    device = jax.devices()[0]
-    processors = device.core_count if device.platform == "gpu" else H100
+    processors = getattr(jax.devices()[0], "core_count", None) or H100
     plan = Plan.choose(b * segments, L // segments, d, A.shape[0], segments, u.dtype, processors)
     return plan, A * LOG2E, state.reshape(plan.sequences, *A.shape)
