@@ -26,6 +26,7 @@ _CONFIG = DEFINE_config()
 _SOURCE = flags.DEFINE_string("source", None, "What to read.")
 _TARGET = flags.DEFINE_string("target", None, "What to write; must not exist.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
         if _SOURCE.value is None or _TARGET.value is None:
             raise ValueError("--source and --target are both needed")
         source, target = Path(_SOURCE.value), Path(_TARGET.value)
-        model, _ = load_weights(source, _WEIGHTS.value)
+        model, _ = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value)
         if _CONFIG.value is None:
             save_weights(model, target)
         else:

@@ -1,6 +1,8 @@
 """What the programs share: the --config flag, and errors that end in one line instead of a traceback."""
 
+import ast
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,8 +11,8 @@ import jax
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
-from zigma_jax.training.config import RunConfig
-from zigma_jax.training.parse_config import from_dict
+from zigma_jax.training.config import RunConfig, SampleConfig
+from zigma_jax.training.parse_config import from_dict, typed
 
 # RuntimeError: BadDataError and CheckpointError among them.
 EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
@@ -32,6 +34,38 @@ def set_cpu_devices(count: int) -> None:
     """Makes `count` devices of the CPU, unless the environment already says how many."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def DEFINE_sample():  # noqa: N802
+    """A flag for every field of `SampleConfig`, by its name.
+
+    Returns a function `(config) -> config` that puts in what was given: numbers, lists with commas, or names.
+    """
+    given = {
+        field: flags.DEFINE_string(field.name, None, f"As sample.{field.name} of a configuration: docs/sampling.md.")
+        for field in dataclasses.fields(SampleConfig)
+    }
+
+    def changed(config: SampleConfig) -> SampleConfig:
+        values = {}
+        for field, flag in given.items():
+            if flag.value is not None:
+                try:
+                    value = ast.literal_eval(flag.value)
+                except (ValueError, SyntaxError):
+                    value = flag.value
+                values[field.name] = typed(value, field.type, f"sample.{field.name}")
+        return dataclasses.replace(config, **values)
+
+    return changed
+
+
+def parse_labels(given: Sequence[str]) -> list[int]:
+    """Of a flag --labels. Raises ValueError for what is no number."""
+    try:
+        return [int(label) for label in given]
+    except ValueError as error:
+        raise ValueError(f"--labels={','.join(given)}: must be whole numbers") from error
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

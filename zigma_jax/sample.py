@@ -10,8 +10,6 @@ and, for a model with classes, `labels` (n,).
 to the noise that it would be drawn from, and writes noise.npz with `noise` and `labels`.
 """
 
-import ast
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,8 @@ from tqdm import tqdm
 
 from zigma_jax.data.read_pictures import read_pictures
 from zigma_jax.interpolant import Interpolant
-from zigma_jax.programs import exit_with_errors, parse_flags
+from zigma_jax.programs import DEFINE_sample, exit_with_errors, parse_flags, parse_labels
 from zigma_jax.training.config import SampleConfig
-from zigma_jax.training.parse_config import typed
 from zigma_jax.training.preview import make_grid, save_animation, save_png, to_rgb
 from zigma_jax.training.sampling import batches, choose_labels, make_encoder, make_sampler
 from zigma_jax.training.sharding import make_mesh, replicated
@@ -41,10 +38,8 @@ _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw 
 _ENCODE = flags.DEFINE_string(
     "encode", None, "Pictures to turn into noise: a directory of them, or an .npz with `samples`."
 )
-_SAMPLE = {
-    field: flags.DEFINE_string(field.name, None, f"As sample.{field.name} of a configuration: docs/sampling.md.")
-    for field in dataclasses.fields(SampleConfig)
-}
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
+_CHANGED = DEFINE_sample()
 
 
 def main(argv: list[str]) -> None:
@@ -58,15 +53,12 @@ def main(argv: list[str]) -> None:
 
 def sample(source: Path) -> None:
     """Draws, or encodes, what the flags ask for with the model in `source`."""
-    model, config = load_weights(source, _WEIGHTS.value)
+    model, config = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value)
     interpolant = config.interpolant if config else Interpolant()
-    cfg = dataclasses.replace(config.sample if config else SampleConfig(), **_given())
+    cfg = _CHANGED(config.sample if config else SampleConfig())
     if model.cfg.context_size:
         raise ValueError(f"{source}: the model is conditioned on text, which this program does not encode yet")
-    try:
-        wanted = [int(label) for label in _LABELS.value]
-    except ValueError as error:
-        raise ValueError(f"--labels={','.join(_LABELS.value)}: must be whole numbers") from error
+    wanted = parse_labels(_LABELS.value)
 
     mesh, images, num = make_mesh(), None, _NUM.value
     if _ENCODE.value:
@@ -92,19 +84,6 @@ def sample(source: Path) -> None:
         _save_arrays(output, name, np.concatenate(results), np.concatenate(labels) if labels else None)
         if images is None:
             write_pictures(np.concatenate(results), output)
-
-
-def _given() -> dict[str, Any]:
-    """Fields of `sample.*` that are given as flags: numbers, lists with commas, or names."""
-    given = {}
-    for field, flag in _SAMPLE.items():
-        if flag.value is not None:
-            try:
-                value = ast.literal_eval(flag.value)
-            except (ValueError, SyntaxError):
-                value = flag.value
-            given[field.name] = typed(value, field.type, f"sample.{field.name}")
-    return given
 
 
 def _save_arrays(output: Path, name: str, values: np.ndarray, labels: np.ndarray | None) -> None:

@@ -6,6 +6,7 @@ The same command again goes on from the last checkpoint. What a run leaves in it
     metrics.jsonl        one line a log point; the same in tensorboard/
     previews/            grids of samples from fixed noise, NNNNNNN.png by step, newest also as latest.png
     checkpoints/         see zigma_jax/training/checkpoint.py
+    evaluations.json     if the configuration asks for evaluations: their numbers, and which step was the best
 
 Exit codes: 0 done; 1 an error, named on the last line; 143 stopped by SIGTERM, checkpoint saved.
 """
@@ -29,6 +30,7 @@ from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
+from zigma_jax.training.evaluation import ScheduledEvaluation
 from zigma_jax.training.files import write_atomically
 from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.parse_config import to_dict
@@ -74,6 +76,7 @@ def _train(config: RunConfig, workdir: Path, resources: contextlib.ExitStack) ->
     graphdef, init_state, abstract_state = make_state(config.model, optimizer, cfg.seed, mesh)
     train_step = make_train_step(graphdef, optimizer, config, mesh, abstract_state)
     draw = make_sampler(graphdef, config.interpolant, config.sample, mesh, cfg.seed)
+    evaluation = ScheduledEvaluation(config, workdir, draw, mesh) if config.eval.every else None
 
     # ---- from the start, or from the last checkpoint
     checkpoints = resources.enter_context(
@@ -84,6 +87,8 @@ def _train(config: RunConfig, workdir: Path, resources: contextlib.ExitStack) ->
         data.set_state(extra["data"])
     else:
         state, start = init_state(), 0
+    if evaluation is not None:
+        checkpoints.best = evaluation.resume(start)
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1).encode())
     logger = MetricLogger(
@@ -107,6 +112,7 @@ def _train(config: RunConfig, workdir: Path, resources: contextlib.ExitStack) ->
     previous: dict[str, Any] | None = None
     waited, since = 0.0, time.perf_counter()
     step = start
+    _evaluate(evaluation, state.ema, checkpoints, step, logger)  # if the run was killed while it did
     while step < cfg.steps and not preempted(step):
         asked = time.perf_counter()
         batch = next(data)
@@ -124,13 +130,16 @@ def _train(config: RunConfig, workdir: Path, resources: contextlib.ExitStack) ->
             _check_skipped(previous, step - 1, config)
         previous = metrics
 
-        if step % config.checkpoint.every == 0 and step < cfg.steps:
+        due = evaluation is not None and evaluation.due(step)
+        if (due or step % config.checkpoint.every == 0) and step < cfg.steps:
             _save(checkpoints, logger, step, state, data, config)
+            _evaluate(evaluation, state.ema, checkpoints, step, logger)
         if step % config.log.preview_every == 0:
             _preview(draw, state.ema, config, workdir, step, logger)
     if previous is not None:
         _check_skipped(previous, step, config)
     _save(checkpoints, logger, step, state, data, config)
+    _evaluate(evaluation, state.ema, checkpoints, step, logger)
     return step == cfg.steps
 
 
@@ -157,6 +166,13 @@ def _save(checkpoints: Checkpointer, logger: MetricLogger, step: int, state, dat
     """Starts writing a checkpoint; metrics up to its step are on disk before it can be there."""
     logger.flush()
     checkpoints.save(step, state, {"config": to_dict(config), "data": data.get_state()})
+
+
+def _evaluate(evaluation: ScheduledEvaluation | None, params, checkpoints: Checkpointer, step: int, logger) -> None:
+    """Measures samples if it is time to. The step's checkpoint is there: what is killed meanwhile goes on here."""
+    if evaluation is not None and evaluation.due(step):
+        checkpoints.wait()
+        checkpoints.best = evaluation.run(step, params, logger)
 
 
 def _preview(draw, params, config: RunConfig, workdir: Path, step: int, logger: MetricLogger) -> None:

@@ -7,9 +7,10 @@ from zigma_jax.metrics.inception_score import inception_score
 from zigma_jax.metrics.kernel_distance import kernel_distance, unbiased_kernel_distance
 from zigma_jax.metrics.prdc import prdc
 from zigma_jax.metrics.reference_file import cached_features, load_features, save_features
-from zigma_jax.metrics.table import METRICS, FewSamplesWarning, compute
+from zigma_jax.metrics.table import LOWER_IS_BETTER, METRICS, FewSamplesWarning, check_metrics, compute, metric_label
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "METRICS",
     "FeatureExtractor",
     "Features",
@@ -17,12 +18,14 @@ __all__ = [
     "Gaussian",
     "Moments",
     "cached_features",
+    "check_metrics",
     "compute",
     "extract",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
     "load_features",
+    "metric_label",
     "prdc",
     "save_features",
     "unbiased_kernel_distance",

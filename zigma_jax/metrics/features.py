@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
@@ -83,7 +84,7 @@ def extract(
         run = jax.jit(lambda images: extractor(images), out_shardings=divided)
     else:
         weights = jax.device_put(extractor, NamedSharding(mesh, PartitionSpec()))
-        run = functools.partial(jax.jit(lambda network, images: network(images), out_shardings=divided), weights)
+        run = functools.partial(_run, weights, sharding=divided)
     moments: dict[str, Moments] = {}
     sample = Sample(keep)
     largest, count, size = 0, 0, None
@@ -113,6 +114,11 @@ def extract(
         raise ValueError(f"{count} pictures: features of a set need at least 2")
     gaussians = {name: moments[name].gaussian() for name in GAUSSIAN if name in moments}
     return Features(extractor.name, extractor.fingerprint, count, size, source or {}, gaussians, sample.rows())
+
+
+@functools.partial(jax.jit, static_argnames="sharding")  # once and for all: training evaluates again and again
+def _run(network: FeatureExtractor, images: UInt8[Array, "b h w 3"], sharding: NamedSharding) -> dict[str, Array]:
+    return lax.with_sharding_constraint(network(images), sharding)
 
 
 def check_same_network(features: Features, network: str, fingerprint: str, what: str, other: str) -> None:

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from zigma_jax.metrics.features import FeatureExtractor, Features, check_same_network, extract
@@ -109,7 +110,8 @@ def cached_features(
             )
         return features
     features = extract(extractor, batches(), source=source, **options)
-    save_features(path, features)
+    if jax.process_index() == 0:
+        save_features(path, features)
     return features
 
 

@@ -11,6 +11,7 @@ from zigma_jax.metrics.prdc import prdc
 
 PRDC = ("precision", "recall", "density", "coverage")
 METRICS = ("fd", "sfd", "kd", "kd-full", *PRDC, "is")
+LOWER_IS_BETTER = ("fd", "sfd", "kd", "kd-full")
 _INCEPTION = {"fd": "FID", "sfd": "sFID", "kd": "KID", "kd-full": "KID-full", "is": "IS"}
 _OTHERS = {"fd": "FD", "sfd": "sFD", "kd": "KD", "kd-full": "KD-full", "is": "IS"}
 SUBSET = 1000  # samples of a subset of "kd"
@@ -39,6 +40,33 @@ def compute(features: Features, reference: Features, names: Sequence[str] | None
         ValueError: an unknown name, features of different networks, or features that a named metric needs and that
             are not there.
     """
+    names = check_metrics(features, reference, names)
+    neighbours = None
+    table = {}
+    for name in names:
+        if name in ("fd", "sfd"):
+            layer = "pool" if name == "fd" else "spatial"
+            distance = frechet_distance(features.gaussians[layer], reference.gaussians[layer])
+            table[metric_label(name, features.network)] = distance
+        elif name == "kd":
+            mean_and_std = kernel_distance(features.rows["pool"], reference.rows["pool"], subset_size=SUBSET)
+            _put(table, metric_label(name, features.network), mean_and_std)
+        elif name == "kd-full":
+            distance = unbiased_kernel_distance(features.rows["pool"], reference.rows["pool"])
+            table[metric_label(name, features.network)] = distance
+        elif name == "is":
+            _put(table, metric_label(name, features.network), inception_score(features.rows["logits"]))
+        else:
+            neighbours = neighbours or prdc(features.rows["pool"], reference.rows["pool"])
+            table[metric_label(name, features.network)] = neighbours[name]
+    return table
+
+
+def check_metrics(features: Features, reference: Features, names: Sequence[str] | None = None) -> list[str]:
+    """The metrics that `compute` would compute. Warns and raises as `compute` does, and computes nothing.
+
+    Looks at names, counts and shapes alone, so that it can be asked before long work, with numbers that are made up.
+    """
     if unknown := [name for name in names or () if name not in METRICS]:
         raise ValueError(f"metrics {', '.join(map(repr, unknown))}: unknown; known are {', '.join(METRICS)}")
     check_same_network(features, reference.network, reference.fingerprint, "the set", "the reference")
@@ -51,35 +79,20 @@ def compute(features: Features, reference: Features, names: Sequence[str] | None
         warnings.warn(
             f"pictures of {features.image_size} pixels are compared with a reference of {reference.image_size}: "
             "the distance measures the change of size too; scale one of them",
-            stacklevel=2,
+            stacklevel=3,
         )
-    neighbours = None
-    table = {}
-    for name in names:
-        if name in ("fd", "sfd"):
-            layer = "pool" if name == "fd" else "spatial"
-            label = _label(name, features.network)
-            _warn_of_few(label, features, reference, layer)
-            table[label] = frechet_distance(features.gaussians[layer], reference.gaussians[layer])
-        elif name == "kd":
-            mean_and_std = kernel_distance(features.rows["pool"], reference.rows["pool"], subset_size=SUBSET)
-            _put(table, _label(name, features.network), mean_and_std)
-        elif name == "kd-full":
-            distance = unbiased_kernel_distance(features.rows["pool"], reference.rows["pool"])
-            table[_label(name, features.network)] = distance
-        elif name == "is":
-            _put(table, _label(name, features.network), inception_score(features.rows["logits"]))
-        else:
-            neighbours = neighbours or prdc(features.rows["pool"], reference.rows["pool"])
-            table[_label(name, features.network)] = neighbours[name]
-    return table
+    for name, layer in (("fd", "pool"), ("sfd", "spatial")):
+        if name in names:
+            _warn_of_few(metric_label(name, features.network), features, reference, layer)
+    return list(names)
 
 
 def _put(table: dict[str, float], label: str, mean_and_std: tuple[float, float]) -> None:
     table[label], table[f"{label}_std"] = mean_and_std
 
 
-def _label(name: str, network: str) -> str:
+def metric_label(name: str, network: str) -> str:
+    """What a metric of `METRICS` is called in print, of this network: see `compute`."""
     if network == "inception" or network.startswith("inception-"):
         return _INCEPTION.get(name, name) + network.removeprefix("inception")
     return f"{_OTHERS.get(name, name)}-{network}"
@@ -114,5 +127,5 @@ def _warn_of_few(label: str, features: Features, reference: Features, layer: str
                 f"and the distance far too large; take more than {dimensions} (50,000 is usual), compare only with "
                 "distances from as many samples, or use kd-full, which has no bias",
                 FewSamplesWarning,
-                stacklevel=3,
+                stacklevel=4,
             )

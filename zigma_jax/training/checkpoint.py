@@ -51,6 +51,7 @@ class Checkpointer:
     """Saves and restores the state of a run below `directory`.
 
     keep_last: so many of the newest checkpoints stay. keep_every: those whose step it divides stay for good.
+    best: an attribute; the checkpoint of that step stays as long as it is the best, too.
     asynchronous: `save` returns once the arrays are copied to the host, and a thread writes them.
     Raises ValueError for a `keep_last` or `keep_every` below 1.
     """
@@ -67,6 +68,7 @@ class Checkpointer:
                 raise ValueError(f"{field}={value}: must be at least 1")
         self.directory = Path(directory).absolute()
         self.keep_last, self.keep_every, self.asynchronous = keep_last, keep_every, asynchronous
+        self.best: int | None = None
         self._last: int | None = None  # the step that this run saved or restored last
         self._damaged: list[int] = []  # steps that `restore` passed over
         self._thread: threading.Thread | None = None
@@ -185,7 +187,7 @@ class Checkpointer:
 
     def _delete_old(self) -> None:
         for step in self.steps()[: -self.keep_last]:
-            if self.keep_every is None or step % self.keep_every:
+            if step != self.best and (self.keep_every is None or step % self.keep_every):
                 doomed = self.directory / f"{step}.deleted"
                 (self.directory / str(step)).rename(doomed)  # first, so that a kill leaves no half of a checkpoint
                 shutil.rmtree(doomed)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from zigma_jax.data.config import DataConfig
 from zigma_jax.interpolant import Interpolant, ode, sde, time_points
 from zigma_jax.interpolant.guidance import check_guidance
+from zigma_jax.metrics import METRICS
+from zigma_jax.metrics.networks import NETWORKS
 from zigma_jax.models.config import ZigMaConfig
 
 
@@ -184,6 +186,38 @@ def check_guided(model: ZigMaConfig, guidance: float) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """eval.*: how good samples of the averaged weights are, measured while training goes on; docs/evaluation.md.
+
+    Attributes:
+        every: steps between evaluations; 0 is never. Each has a checkpoint, and the best one's is kept.
+        samples: how many are drawn, as sample.* says, of the same noise each time.
+        batch_size: of the drawing, and of the pictures that the network looks at.
+        metrics: names of `zigma_jax.metrics.METRICS`; the first decides which checkpoint is the best.
+        split: of the data set, to compare with; None: data.split.
+        reference: a file for the features of the data set; None: beside its records.
+        network, weights: that features come from, and its file: see `zigma_jax.metrics.networks.load_network`.
+    """
+
+    every: int = 0
+    samples: int = 5_000
+    batch_size: int = 64
+    metrics: tuple[str, ...] = ("fd",)
+    split: str | None = None
+    reference: str | None = None
+    network: str = "effnet"
+    weights: str | None = None
+
+    def __post_init__(self):
+        require(self.every >= 0, "eval.every", self.every, "must not be negative; 0 is never")
+        require(self.samples >= 2, "eval.samples", self.samples, "must be at least 2")
+        require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
+        known = bool(self.metrics) and set(self.metrics) <= set(METRICS)
+        require(known, "eval.metrics", self.metrics, f"must be some of {', '.join(METRICS)}")
+        require(self.network in NETWORKS, "eval.network", self.network, f"must be one of {', '.join(NETWORKS)}")
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything that determines a run."""
 
@@ -195,6 +229,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     sample: SampleConfig = SampleConfig()
+    eval: EvalConfig = EvalConfig()
 
     def __post_init__(self):
         require(

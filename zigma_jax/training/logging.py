@@ -100,6 +100,11 @@ class MetricLogger:
         self.write(step, values | {"images_per_sec": rate})
         self._bar.set_postfix({"loss": f"{values.get('loss', math.nan):.4f}", "img/s": f"{rate:.1f}"}, refresh=False)
 
+    def pause(self) -> None:
+        """`flush`; the time until the next `log` is no training, and no part of the rate."""
+        self.flush()
+        self._clock = None
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes host values of `step` at once. What is not finite is null in metrics.jsonl."""
         if not self._primary:

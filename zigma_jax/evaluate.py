@@ -1,0 +1,249 @@
+"""Measures samples against a data set: `python -m zigma_jax.evaluate --source=runs/quickstart [--num=10000] …`.
+
+`--source` is a model, from which `--num` samples are drawn as `zigma_jax.sample` draws them and with its flags
+(--method, --steps, --guidance, --labels, --seed, --weights, --checkpoint; docs/sampling.md), or pictures: a directory
+of them, or an .npz with `samples`. They are compared with the data set that the run was trained on, or with
+`--dataset=NAME` or `--folder=DIR`, by the features of `--network`; docs/evaluation.md says what the numbers are.
+The data set's features are kept beside its records, or in `--reference=FILE.npz`, and used again.
+
+Prints a table and writes to `--output`: evaluation.json, samples.png and reference.png.
+"""
+
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from jax.sharding import Mesh
+
+from zigma_jax.data.images import to_float
+from zigma_jax.data.picture_sets import Pictures, Size, of_dataset, of_files
+from zigma_jax.data.pipeline import DataConfig, open_source
+from zigma_jax.data.sources import Source
+from zigma_jax.interpolant import Interpolant
+from zigma_jax.metrics import Features, load_features
+from zigma_jax.metrics.networks import Extractor, load_network
+from zigma_jax.models.zigma import ZigMa
+from zigma_jax.programs import DEFINE_sample, exit_with_errors, parse_flags, parse_labels
+from zigma_jax.training.config import EvalConfig, RunConfig, SampleConfig
+from zigma_jax.training.evaluation import (
+    check_before,
+    check_draws_pictures,
+    drawn,
+    features_path,
+    labels_as_in,
+    measure,
+    reference_features,
+)
+from zigma_jax.training.files import write_atomically
+from zigma_jax.training.preview import make_grid, save_png
+from zigma_jax.training.sampling import choose_labels, make_sampler
+from zigma_jax.training.sharding import make_mesh, replicated
+from zigma_jax.training.weights import is_model, is_workdir, load_weights, load_workdir, params_of
+
+_SOURCE = flags.DEFINE_string(
+    "source", None, "A model (workdir, .pt, .safetensors, …), a directory of pictures, an .npz."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for the results; by default evaluation/ beside the source.")
+_NUM = flags.DEFINE_integer(
+    "num", None, "How many samples; by default as eval.samples, or all pictures.", lower_bound=2
+)
+_BATCH = flags.DEFINE_integer("batch", 64, "Pictures at a time.", lower_bound=1)
+_NETWORK = flags.DEFINE_string("network", None, "Where features come from: docs/networks.md. By default effnet.")
+_FILE = flags.DEFINE_string("network_weights", None, "The file of the network's weights; effnet has a package.")
+_METRICS = flags.DEFINE_list("metrics", None, "What to compute: docs/evaluation.md. By default all that can be.")
+
+_DATASET = flags.DEFINE_string("dataset", None, "The data set to compare with, as data.name; by default the run's.")
+_FOLDER = flags.DEFINE_string("folder", None, "A directory of pictures to compare with, as data.folder.")
+_SPLIT = flags.DEFINE_string("split", None, "Of the data set; by default the run's, or train.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie, as data.data_dir.")
+_REFERENCE = flags.DEFINE_string("reference", None, "An .npz with the features of the data set; made if not there.")
+_HELD_OUT = flags.DEFINE_string("held_out", None, "Also measure this split: what a perfect model would score.")
+_SIZE = flags.DEFINE_integer("image_size", None, "Crop and resize the pictures of the source to it.", lower_bound=1)
+
+_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+_LABELS = flags.DEFINE_list("labels", [], "Classes, used in turn; by default as frequent as in the data set.")
+_WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
+_CHANGED = DEFINE_sample()
+
+SHOWN = 100  # pictures in a grid
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    with exit_with_errors():
+        if _SOURCE.value is None:
+            raise ValueError("--source is missing; for example --source=runs/quickstart")
+        evaluate(Path(_SOURCE.value))
+
+
+def evaluate(source: Path) -> None:
+    """Measures what the flags ask for. Whatever can be wrong with them is found before the long work."""
+    # ---- the samples, the network, the data set
+    mesh = make_mesh()
+    measured = _load(source) if is_model(source) else of_files(source, _size_flag(), _NUM.value)
+    run = measured if isinstance(measured, _Run) else None
+    config = run.config if run else None
+    defaults = config.eval if config else EvalConfig()
+    extractor = load_network(_NETWORK.value or defaults.network, _FILE.value or defaults.weights)
+    path = _REFERENCE.value or defaults.reference
+    known = load_features(path, extractor) if path and Path(path).exists() else None
+    # A file of another program does not say what it is of: it is taken as it is.
+    data = None if known and not known.fingerprint else _data_config(config, measured.size)
+    dataset = open_source(data) if data else None
+    originals = of_dataset(data, dataset.info) if data and dataset else None
+    against = originals or known
+    if against is None:
+        raise ValueError("what to compare with? Give --dataset, --folder, or --reference with a file that is there")
+    if isinstance(measured, _Run):
+        measured = _samples(measured, dataset, _NUM.value or defaults.samples, mesh)
+    sets = {"samples": measured}
+    if _HELD_OUT.value:
+        sets[_HELD_OUT.value] = _held_out(data, measured.count)
+    metrics, warned = _check(extractor, sets, against)
+
+    # ---- the work
+    reference = known
+    if dataset and originals:
+        path = path or features_path(dataset, originals, extractor)
+        reference = reference_features(Path(path), extractor, originals, _BATCH.value, mesh)
+    assert reference is not None
+    shown: list[np.ndarray] = []
+    tables = {
+        name: measure(extractor, pictures, reference, metrics, _BATCH.value, mesh, name, shown)
+        for name, pictures in sets.items()
+    }
+
+    # ---- what came out
+    if jax.process_index() > 0:
+        return
+    output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "evaluation"
+    results = {name: {"count": s.count, **s.about, "metrics": tables[name]} for name, s in sets.items()}
+    results |= {
+        "reference": {"count": reference.count, **reference.source},
+        "network": {"name": extractor.name, "sha256": extractor.fingerprint},
+        "sample": dataclasses.asdict(run.sample) if run else None,
+        "warnings": warned,
+    }
+    write_atomically(output / "evaluation.json", json.dumps(results, indent=1).encode())
+    save_png(output / "samples.png", make_grid(to_float(np.concatenate(shown)[:SHOWN])))
+    if originals:
+        save_png(output / "reference.png", make_grid(to_float(originals.first(SHOWN))))
+    print_table(sets, tables, reference)
+    print(f"\n{output}/evaluation.json; pictures beside it")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A model, how to draw from it, and where it is from. config, step: of a workdir."""
+
+    model: ZigMa
+    config: RunConfig | None
+    sample: SampleConfig
+    about: Mapping[str, str]
+
+    @property
+    def size(self) -> Size:
+        shape = self.model.cfg.sample_shape
+        return shape[0], shape[1]
+
+
+def _load(source: Path) -> _Run:
+    if _SIZE.value:
+        raise ValueError(f"--image_size={_SIZE.value}: is for pictures; a model draws at a size of its own")
+    about = {"model": str(source)}
+    if is_workdir(source):
+        model, config, step = load_workdir(source, _WEIGHTS.value, _CHECKPOINT.value)
+        about |= {"step": str(step), "weights": _WEIGHTS.value}
+    else:
+        model, config = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value)
+    check_draws_pictures(model.cfg)
+    return _Run(model, config, _CHANGED(config.sample if config else SampleConfig()), about)
+
+
+def _samples(run: _Run, dataset: Source | None, count: int, mesh: Mesh) -> Pictures:
+    model, config = run.model, run.config
+    wanted = parse_labels(_LABELS.value)
+    if wanted or dataset is None:
+        labels = choose_labels(model.cfg, np.arange(count), wanted)
+        words = ",".join(_LABELS.value) or ("none" if labels is None else "every class in turn")
+    else:
+        labels, words = labels_as_in(dataset, model.cfg, count)
+    interpolant = config.interpolant if config else Interpolant()
+    draw = make_sampler(nnx.graphdef(model), interpolant, run.sample, mesh, _SEED.value)
+    params = jax.device_put(params_of(model), replicated(mesh))
+    about = {**run.about, "method": run.sample.method, "labels": words, "seed": str(_SEED.value)}
+    return drawn(draw, params, model.cfg, count, labels, about)
+
+
+def _data_config(config: RunConfig | None, size: Size) -> DataConfig | None:
+    """The data set to compare with, by the flags or the run's configuration; None if neither names one."""
+    if _DATASET.value and _FOLDER.value:
+        raise ValueError("--dataset and --folder: give one of them")
+    if _DATASET.value or _FOLDER.value:
+        name, split = _DATASET.value or "folder", _SPLIT.value or "train"
+        return DataConfig(name, _DATA_DIR.value, split, image_size=size, folder=_FOLDER.value)
+    if config is None:
+        return None
+    split = _SPLIT.value or config.eval.split or config.data.split
+    return dataclasses.replace(
+        config.data, split=split, data_dir=_DATA_DIR.value or config.data.data_dir, image_size=size
+    )
+
+
+def _held_out(data: DataConfig | None, count: int) -> Pictures:
+    if data is None:
+        raise ValueError(f"--held_out={_HELD_OUT.value}: of which data set? Give --dataset or --folder")
+    data = dataclasses.replace(data, split=_HELD_OUT.value)
+    return of_dataset(data, open_source(data).info, limit=count)
+
+
+def _check(
+    extractor: Extractor, sets: Mapping[str, Pictures], reference: Pictures | Features
+) -> tuple[list[str], list[str]]:
+    """The metrics to compute, of every set, and warnings, which are printed."""
+    metrics: list[str] | None = _METRICS.value
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for pictures in sets.values():
+            metrics = check_before(extractor, pictures, reference, metrics)
+    messages = list(dict.fromkeys(str(warning.message) for warning in caught))
+    for message in messages:
+        print(f"warning: {message}", file=sys.stderr)
+    return metrics or [], messages
+
+
+def print_table(sets: Mapping[str, Pictures], tables: Mapping[str, Mapping[str, float]], reference: Features) -> None:
+    """What was compared, and numbers by name with a column for each set."""
+    for name, pictures in sets.items():
+        print(f"{name:10} {pictures.count:>7,}  {_words(pictures.about)}")
+    count = "?" if reference.count is None else f"{reference.count:,}"
+    print(f"{'reference':10} {count:>7}  {_words(reference.source)}\n")
+    print(" " * 24 + "".join(f"{name:>12}" for name in sets))
+    for metric in tables["samples"]:
+        print(f"{metric:24}" + "".join(f"{tables[name][metric]:12.5g}" for name in sets))
+
+
+def _words(about: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in about.items())
+
+
+def _size_flag() -> Size | None:
+    return (_SIZE.value, _SIZE.value) if _SIZE.value else None
+
+
+def _beside(source: Path) -> Path:
+    """The directory for results: a model's own, and the one above pictures, among which they do not belong."""
+    return source if source.is_dir() and is_model(source) else source.parent
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,238 @@
+"""Measuring pictures against a data set: what `zigma_jax.evaluate` and evaluations during training share."""
+
+import dataclasses
+import math
+import os
+import re
+import sys
+import urllib.parse
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from zigma_jax.data.picture_sets import Pictures, of_dataset
+from zigma_jax.data.pipeline import open_source
+from zigma_jax.data.sources import Source
+from zigma_jax.metrics import (
+    LOWER_IS_BETTER,
+    FeatureExtractor,
+    Features,
+    FewSamplesWarning,
+    Gaussian,
+    cached_features,
+    check_metrics,
+    compute,
+    extract,
+    metric_label,
+)
+from zigma_jax.metrics.features import GAUSSIAN, KEPT
+from zigma_jax.metrics.networks import load_network
+from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.training.best import Evaluations
+from zigma_jax.training.config import RunConfig
+from zigma_jax.training.logging import MetricLogger
+from zigma_jax.training.preview import to_rgb
+from zigma_jax.training.sampling import Labels, Sampler, batches, choose_labels
+from zigma_jax.training.state import Params
+
+KEEP = 50_000  # pictures whose every feature is kept
+
+
+def drawn(
+    draw: Sampler, params: Params, model: ZigMaConfig, count: int, labels: Labels, about: Mapping[str, str]
+) -> Pictures:
+    """The first `count` samples that `draw` draws, with labels (count,), as pictures.
+
+    Drawn anew each time that they are gone through, which raises FloatingPointError for samples that are not finite.
+
+    Raises:
+        ValueError: the model draws no pictures, but latents or videos.
+    """
+    check_draws_pictures(model)
+
+    def pictures(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
+        for indices, asked in batches(count, min(batch_size, count)):
+            samples = draw(params, indices, None if labels is None else labels[indices % count])[:asked]
+            if not np.isfinite(samples).all():
+                broken = int(indices[np.argmin(np.isfinite(samples).reshape(asked, -1).all(1))])
+                raise FloatingPointError(f"sample {broken} is not finite: the model, or the solver, has diverged")
+            yield to_rgb(samples)
+
+    return Pictures(count, (model.sample_shape[0], model.sample_shape[1]), about, pictures)
+
+
+def check_draws_pictures(model: ZigMaConfig) -> None:
+    """Raises ValueError for a model of latents, videos or texts."""
+    shape = model.sample_shape
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise ValueError(
+            f"the model draws samples of shape {shape}, no pictures: turn them into pictures first, and evaluate those"
+        )
+    if model.context_size:
+        raise ValueError("the model is conditioned on text: draw pictures with it first, and evaluate those")
+
+
+def labels_as_in(source: Source, model: ZigMaConfig, count: int) -> tuple[Labels, str]:
+    """Labels (count,) for samples to be compared with a data set, as frequent as there, and that in words.
+
+    Every class in turn if the data set has no classes, or more than the model.
+    """
+    if not 0 < source.info.num_classes <= model.num_classes:
+        return choose_labels(model, np.arange(count)), "every class in turn" if model.num_classes else "none"
+    records = np.arange(count) * len(source) // count if count < len(source) else np.arange(count) % len(source)
+    return np.array([source.label(source[int(i)]) for i in records], np.int32), "as in the data set"
+
+
+def features_path(source: Source, pictures: Pictures, extractor: FeatureExtractor) -> Path:
+    """Where the features of a data set are kept: beside its records, a file for each split, size and network."""
+    split = urllib.parse.quote(source.info.split, safe="")
+    size = "x".join(map(str, pictures.size))
+    network = re.sub(r"[^\w.-]", "_", extractor.name)
+    return Path(source.info.path) / "features" / f"{split}-{size}-{network}-{extractor.fingerprint[:12]}.npz"
+
+
+def check_before(
+    extractor: FeatureExtractor,
+    samples: Pictures,
+    reference: Pictures | Features,
+    metrics: Sequence[str] | None,
+) -> list[str]:
+    """The metrics that will be computed (None: all that can be). Warns and raises as they would, before any work."""
+    if isinstance(reference, Pictures):
+        reference = _promised(extractor, reference)
+    return check_metrics(_promised(extractor, samples), reference, metrics)
+
+
+def reference_features(
+    path: Path, extractor: FeatureExtractor, pictures: Pictures, batch_size: int, mesh: Mesh
+) -> Features:
+    """The features in `path`, or those of `pictures`, written there.
+
+    Raises as `cached_features`, and ValueError at once if the file could not be written.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not path.exists() and not os.access(folder, os.W_OK):
+        raise ValueError(f"features of the data set cannot be written to {path}: name another file (eval.reference)")
+
+    def batches() -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
+        return with_bar(pictures, batch_size, f"reference ({extractor.name})")
+
+    return cached_features(path, extractor, batches, pictures.about, mesh=mesh, keep=KEEP)
+
+
+def measure(
+    extractor: FeatureExtractor,
+    pictures: Pictures,
+    reference: Features,
+    metrics: Sequence[str],
+    batch_size: int,
+    mesh: Mesh,
+    name: str = "samples",
+    shown: list[np.ndarray] | None = None,
+) -> dict[str, float]:
+    """The metrics of `pictures` by the name to print. The first batches of them are added to `shown`, 100 or so."""
+    batches = with_bar(pictures, batch_size, name, shown)
+    features = extract(extractor, batches, source=pictures.about, mesh=mesh, keep=KEEP)
+    assert features.count == pictures.count, f"{features.count} pictures instead of {pictures.count}"
+    with warnings.catch_warnings():  # `check_before` has said so
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        warnings.filterwarnings("ignore", "pictures of .* are compared with a reference of")
+        return compute(features, reference, metrics)
+
+
+def with_bar(
+    pictures: Pictures, batch_size: int, name: str, shown: list[np.ndarray] | None = None
+) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
+    """The batches, with a progress bar."""
+    interval = 0.1 if sys.stderr.isatty() else 30  # a log file wants few lines
+    hidden = jax.process_index() > 0
+    with tqdm(
+        total=pictures.count, desc=name, unit="picture", leave=False, mininterval=interval, disable=hidden
+    ) as bar:
+        for batch in pictures.batches(batch_size):
+            if shown is not None and sum(map(len, shown)) < 100:
+                shown.append(batch)
+            yield batch
+            bar.update(len(batch))
+
+
+class ScheduledEvaluation:
+    """Evaluates a run's averaged weights as `config.eval` says, and knows which step was the best.
+
+    Made before training starts: whatever is wrong with it shows then, and the features of the data set are extracted.
+    """
+
+    def __init__(self, config: RunConfig, workdir: Path, draw: Sampler, mesh: Mesh):
+        cfg = self._cfg = config.eval
+        self._draw, self._model, self._mesh = draw, config.model, mesh
+        data = dataclasses.replace(config.data, split=cfg.split or config.data.split)
+        source = open_source(data)
+        self._labels, _ = labels_as_in(source, config.model, cfg.samples)
+        pictures = of_dataset(data, source.info)
+        self._extractor = load_network(cfg.network, cfg.weights)
+        check_before(self._extractor, self._samples({}), pictures, cfg.metrics)
+        path = Path(cfg.reference) if cfg.reference else features_path(source, pictures, self._extractor)
+        self._reference = reference_features(path, self._extractor, pictures, cfg.batch_size, mesh)
+        self._metric = metric_label(cfg.metrics[0], self._extractor.name)
+        self._workdir = workdir
+
+    def resume(self, start: int) -> int | None:
+        """Goes on from step `start`. Returns the step of the best evaluation so far, if there is one."""
+        lower = self._cfg.metrics[0] in LOWER_IS_BETTER
+        self._done = Evaluations(self._workdir, self._metric, lower, start)
+        return self._done.best
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is one to evaluate and was not yet."""
+        return step > 0 and step % self._cfg.every == 0 and step not in self._done
+
+    def run(self, step: int, params: Params, logger: MetricLogger) -> int | None:
+        """Draws, measures and logs as eval/NAME; returns the step of the best evaluation so far.
+
+        Samples that are not finite don't stop the training: the number is null, and never the best.
+        """
+        try:
+            values = measure(
+                self._extractor,
+                self._samples(params),
+                self._reference,
+                self._cfg.metrics,
+                self._cfg.batch_size,
+                self._mesh,
+                f"samples of step {step}",
+            )
+        except FloatingPointError as error:
+            logger.print(f"step {step}: {error}")
+            values = {self._metric: math.nan}
+        self._done.add(step, values, write=jax.process_index() == 0)
+        logger.pause()
+        logger.write(step, {f"eval/{name}": value for name, value in values.items()})
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logger.print(f"step {step}: {numbers}{', the best so far' if self._done.best == step else ''}")
+        return self._done.best
+
+    def _samples(self, params: Params) -> Pictures:
+        return drawn(self._draw, params, self._model, self._cfg.samples, self._labels, {})
+
+
+def _promised(extractor: FeatureExtractor, pictures: Pictures) -> Features:
+    """What the features of `pictures` will look like, all zeros that take no memory."""
+    outputs = jax.eval_shape(extractor, jax.ShapeDtypeStruct((1, *pictures.size, 3), np.uint8))
+    zeros = {
+        name: np.broadcast_to(np.float32(0), (min(pictures.count, KEEP), output.shape[1]))
+        for name, output in outputs.items()
+    }
+    gaussians = {
+        name: Gaussian(np.broadcast_to(0.0, d), np.broadcast_to(0.0, (d, d)), pictures.count)
+        for name, d in ((name, outputs[name].shape[1]) for name in GAUSSIAN if name in outputs)
+    }
+    rows = {name: zeros[name] for name in KEPT if name in outputs}
+    return Features(
+        extractor.name, extractor.fingerprint, pictures.count, pictures.size, pictures.about, gaussians, rows
+    )
