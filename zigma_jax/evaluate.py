@@ -93,11 +93,15 @@ def evaluate(source: Path) -> None:
     run = measured if isinstance(measured, _Run) else None
     config = run.config if run else None
     defaults = config.eval if config else EvalConfig()
-    extractor = load_network(_NETWORK.value or defaults.network, _FILE.value or defaults.weights)
-    path = _REFERENCE.value or defaults.reference
+    extractor = _load_network(defaults)
+    elsewhere = bool(_DATASET.value or _FOLDER.value or _SPLIT.value)
+    path = _REFERENCE.value or (None if elsewhere else defaults.reference)
     known = load_features(path, extractor) if path and Path(path).exists() else None
     # A file of another program does not say what it is of: it is taken as it is.
-    data = None if known and not known.fingerprint else _data_config(config, measured.size)
+    foreign = known is not None and not known.fingerprint
+    if foreign and elsewhere:
+        raise ValueError(f"--reference={path} does not say what it is of: give it, or a data set, but not both")
+    data = None if foreign else _data_config(config, measured.size)
     dataset = open_source(data) if data else None
     originals = of_dataset(data, dataset.info) if data and dataset else None
     against = originals or known
@@ -118,7 +122,9 @@ def evaluate(source: Path) -> None:
     assert reference is not None
     shown: list[np.ndarray] = []
     tables = {
-        name: measure(extractor, pictures, reference, metrics, _BATCH.value, mesh, name, shown)
+        name: measure(
+            extractor, pictures, reference, metrics, _BATCH.value, mesh, name, shown if name == "samples" else None
+        )
         for name, pictures in sets.items()
     }
 
@@ -182,6 +188,11 @@ def _samples(run: _Run, dataset: Source | None, count: int, mesh: Mesh) -> Pictu
     params = jax.device_put(params_of(model), replicated(mesh))
     about = {**run.about, "method": run.sample.method, "labels": words, "seed": str(_SEED.value)}
     return drawn(draw, params, model.cfg, count, labels, about)
+
+
+def _load_network(defaults: EvalConfig) -> Extractor:
+    name = _NETWORK.value or defaults.network
+    return load_network(name, _FILE.value or (defaults.weights if name == defaults.network else None))
 
 
 def _data_config(config: RunConfig | None, size: Size) -> DataConfig | None:

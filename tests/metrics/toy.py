@@ -9,7 +9,7 @@ from zigma_jax.metrics import extract
 
 
 class ToyNetwork:
-    """Pictures (b, 4, 4, 3) to "pool" (b, `dim`), "logits" (b, 5) and, where asked for, "spatial" (b, 12)."""
+    """Pictures of even sizes to "pool" (b, `dim`), "logits" (b, 5) and, where asked for, "spatial" (b, 12)."""
 
     def __init__(self, dim=6, seed=0, name="toy", spatial=True):
         weights = np.random.default_rng(seed).integers(-8, 9, (12, dim + 5)).astype(np.float32)
@@ -19,7 +19,8 @@ class ToyNetwork:
 
     def __call__(self, images):
         # Whole numbers over a power of two: exact, where a network would round differently in batches of other sizes.
-        parts = images.astype(jnp.float32).reshape(-1, 2, 2, 2, 2, 3).sum((2, 4)).reshape(-1, 12) / 1024
+        _, h, w, _ = images.shape
+        parts = images.astype(jnp.float32).reshape(-1, 2, h // 2, 2, w // 2, 3).sum((2, 4)).reshape(-1, 12) / 1024
         mixed = parts @ self._weights
         outputs = {"pool": mixed[:, : self._dim], "logits": mixed[:, self._dim :]}
         return outputs | {"spatial": parts} if self._spatial else outputs

@@ -1,0 +1,136 @@
+"""The program: from a model or from pictures to the same numbers, and mistakes answered in a line, before work."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.test_evaluation import dataset_of, draws_of, make_model
+from tests.training.tiny import tiny_config
+from zigma_jax.data.sources import prepare
+from zigma_jax.metrics.networks import load_network
+from zigma_jax.training.evaluation import features_path, labels_as_in, measure, reference_features
+from zigma_jax.training.sharding import make_mesh
+from zigma_jax.training.weights import save_weights
+
+METRICS = ["fd", "kd-full", "precision", "is"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    prepare("avatars/tiny", str(directory))
+    return directory
+
+
+def run(*command, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = os.environ | {"PYTHONPATH": ".:kernels", "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_model_on_8_devices(data_dir, tmp_path):
+    """What the program says of it, and what comes out here on one device in batches of 7, with a real network."""
+    config, model = tiny_config(data_dir), make_model()
+    save_weights(model, tmp_path / "model.safetensors")
+    options = ["--dataset=avatars/tiny", f"--data_dir={data_dir}", "--batch=64", f"--metrics={','.join(METRICS)}"]
+    options += ["--num=20", "--method=euler", "--steps=3", "--held_out=test"]
+    done = run("-m", "zigma_jax.evaluate", f"--source={tmp_path}/model.safetensors", *options, devices=8)
+    assert done.returncode == 0, done.stderr
+    assert "the set has 20 samples for 1280 feature dimensions" in done.stderr
+    assert "reference       64  dataset avatars/tiny/1.0.0, split train, pixels 8 x 8" in done.stdout.splitlines()
+
+    output = tmp_path / "evaluation"
+    assert {path.name for path in output.iterdir()} == {"evaluation.json", "samples.png", "reference.png"}
+    with Image.open(output / "samples.png") as grid:
+        assert grid.size == (52, 42)  # 5 × 4 samples of 8 px, gaps of 2
+    results = json.loads((output / "evaluation.json").read_text())
+    assert [results[name]["count"] for name in ("samples", "test", "reference")] == [20, 16, 64]
+    assert results["samples"]["labels"] == "as in the data set"
+    assert results["sample"]["steps"] == 3
+    numbers = results["samples"]["metrics"]
+    row = next(line for line in done.stdout.splitlines() if line.startswith("FD-effnet"))
+    assert row.split() == [
+        "FD-effnet",
+        *(f"{results[name]['metrics']['FD-effnet']:.5g}" for name in ("samples", "test")),
+    ]
+
+    network, mesh = load_network("effnet"), make_mesh(1, jax.devices()[:1])
+    assert results["network"] == {"name": "effnet", "sha256": network.fingerprint}
+    source, originals = dataset_of(config)
+    path = features_path(source, originals, network)
+    assert path.exists()
+    reference = reference_features(path, network, originals, 64, mesh)
+    pictures = draws_of(model, config, mesh, 20, labels_as_in(source, config.model, 20)[0])
+    assert measure(network, pictures, reference, METRICS, 7, mesh) == pytest.approx(numbers, rel=2e-3)
+    assert results["test"]["metrics"]["FD-effnet"] < numbers["FD-effnet"]
+
+
+MISTAKES = """
+import sys
+from absl import flags
+from zigma_jax import evaluate
+for line in sys.stdin.read().splitlines():
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS: flags.FLAGS[name].unparse()
+    flags.FLAGS(["evaluate", *line.split()])
+    evaluate.measure = evaluate.reference_features = lambda *_: sys.exit("it went on to the work")
+    try:
+        evaluate.main(["evaluate"])
+    except SystemExit as error:
+        print(error)
+"""
+
+
+def test_mistakes(data_dir, tmp_path):
+    good, empty, mixed = tmp_path / "good", tmp_path / "empty", tmp_path / "mixed"
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    for directory in (good, empty, mixed):
+        directory.mkdir()
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(good / f"{i}.png")
+        Image.fromarray(picture[: 8 - i]).save(mixed / f"{i}.png")
+    save_weights(make_model(), tmp_path / "model.safetensors")
+    np.savez(tmp_path / "other.npz", json=np.array(json.dumps(OTHER)), mu=np.zeros(3), sigma=np.eye(3))
+    data = f"--dataset=avatars/tiny --data_dir={data_dir}"
+    expected = {
+        f"--source={good} {data}": "it went on to the work",
+        "": "error: --source is missing",
+        f"--source={tmp_path}/nowhere {data}": "nowhere: neither a directory of pictures nor an .npz",
+        f"--source={empty} {data}": "empty: there are no pictures in it",
+        f"--source={mixed} {data}": "give one size to crop and resize all to (--image_size=64)",
+        f"--source={good} {data} --num=5": "there are 4 pictures, and 5 are asked for",
+        f"--source={good} {data} --metrics=fid": "metrics 'fid': unknown; known are fd, sfd, kd",
+        f"--source={good} {data} --metrics=kd": "'kd': needs the features of at least 1000 samples, the set holds 4",
+        f"--source={good} {data} --network=vgg": "network 'vgg': there are effnet",
+        f"--source={good} {data} --network=inception": "network 'inception' needs a file of weights",
+        f"--source={good}": "what to compare with?",
+        f"--source={good} {data} --folder={good}": "--dataset and --folder: give one of them",
+        f"--source={good} {data} --split=validation": "data.split='validation'",
+        f"--source={good} {data} --reference={tmp_path}/other.npz": "is of the network 'inception', ",
+        f"--source={tmp_path}/model.safetensors {data} --image_size=8": "a model draws at a size of its own",
+        f"--source={tmp_path}/model.safetensors {data} --checkpoint=best": "is no workdir",
+        f"--source={tmp_path}/model.safetensors {data} --labels=21": "labels = [21]: must be in 0 … 20",
+        f"--source={tmp_path}/model.safetensors {data} --method=rk45": "'rk45': must be one of euler",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", MISTAKES],
+        input="\n".join(expected),
+        env=os.environ | {"PYTHONPATH": ".:kernels"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    answers = done.stdout.splitlines()
+    assert len(answers) == len(expected), done.stderr
+    for (line, message), answer in zip(expected.items(), answers, strict=True):
+        assert message in answer, line
+    assert not (tmp_path / "evaluation").exists()
+
+
+OTHER = {"format": 1, "network": "inception", "weights_sha256": "00", "count": 9, "image_size": [8, 8], "source": {}}
