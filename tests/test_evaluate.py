@@ -18,7 +18,7 @@ from zigma_jax.training.evaluation import features_path, labels_as_in, measure, 
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.weights import save_weights
 
-METRICS = ["fd", "kd-full", "precision", "is"]
+METRICS = ["kd-full", "precision", "is"]  # not fd: NumPy can take 10 s for singular covariances
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,10 @@ def test_a_model_on_8_devices(data_dir, tmp_path):
     """What the program says of it, and what comes out here on one device in batches of 7, with a real network."""
     config, model = tiny_config(data_dir), make_model()
     save_weights(model, tmp_path / "model.safetensors")
-    options = ["--dataset=avatars/tiny", f"--data_dir={data_dir}", "--batch=64", f"--metrics={','.join(METRICS)}"]
+    options = ["--dataset=avatars/tiny", f"--data_dir={data_dir}", "--batch=8", f"--metrics={','.join(METRICS)}"]
     options += ["--num=20", "--method=euler", "--steps=3", "--held_out=test"]
     done = run("-m", "zigma_jax.evaluate", f"--source={tmp_path}/model.safetensors", *options, devices=8)
     assert done.returncode == 0, done.stderr
-    assert "the set has 20 samples for 1280 feature dimensions" in done.stderr
     assert "reference       64  dataset avatars/tiny/1.0.0, split train, pixels 8 x 8" in done.stdout.splitlines()
 
     output = tmp_path / "evaluation"
@@ -54,10 +53,10 @@ def test_a_model_on_8_devices(data_dir, tmp_path):
     assert results["samples"]["labels"] == "as in the data set"
     assert results["sample"]["steps"] == 3
     numbers = results["samples"]["metrics"]
-    row = next(line for line in done.stdout.splitlines() if line.startswith("FD-effnet"))
+    row = next(line for line in done.stdout.splitlines() if line.startswith("KD-full-effnet"))
     assert row.split() == [
-        "FD-effnet",
-        *(f"{results[name]['metrics']['FD-effnet']:.5g}" for name in ("samples", "test")),
+        "KD-full-effnet",
+        *(f"{results[name]['metrics']['KD-full-effnet']:.5g}" for name in ("samples", "test")),
     ]
 
     network, mesh = load_network("effnet"), make_mesh(1, jax.devices()[:1])
@@ -68,7 +67,7 @@ def test_a_model_on_8_devices(data_dir, tmp_path):
     reference = reference_features(path, network, originals, 64, mesh)
     pictures = draws_of(model, config, mesh, 20, labels_as_in(source, config.model, 20)[0])
     assert measure(network, pictures, reference, METRICS, 7, mesh) == pytest.approx(numbers, rel=2e-3)
-    assert results["test"]["metrics"]["FD-effnet"] < numbers["FD-effnet"]
+    assert results["test"]["metrics"]["KD-full-effnet"] < numbers["KD-full-effnet"]
 
 
 MISTAKES = """
@@ -130,6 +129,7 @@ def test_mistakes(data_dir, tmp_path):
     assert len(answers) == len(expected), done.stderr
     for (line, message), answer in zip(expected.items(), answers, strict=True):
         assert message in answer, line
+    assert "the set has 4 samples for 1280 feature dimensions" in done.stderr
     assert not (tmp_path / "evaluation").exists()
 
 

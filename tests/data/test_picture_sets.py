@@ -29,8 +29,10 @@ def test_every_picture_once(tmp_path, kind, batch_size):
         path = tmp_path
     else:  # what the sample program writes, and what guided-diffusion's does
         path = tmp_path if kind == "floats" else tmp_path / "any.npz"
-        arrays = {"samples": to_float(PIXELS)} if kind == "floats" else {"arr_0": PIXELS}
-        np.savez(tmp_path / "samples.npz" if kind == "floats" else path, **arrays)
+        if kind == "floats":
+            np.savez(tmp_path / "samples.npz", samples=to_float(PIXELS))
+        else:
+            np.savez(path, arr_0=PIXELS)
         Image.new("RGB", (30, 30)).save(tmp_path / "grid.png")
     for limit in (None, 3):
         pictures = of_files(path, limit=limit)
