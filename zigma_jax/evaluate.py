@@ -22,9 +22,10 @@ from absl import app, flags
 from flax import nnx
 from jax.sharding import Mesh
 
+from zigma_jax.data.config import DataConfig
 from zigma_jax.data.images import to_float
 from zigma_jax.data.picture_sets import Pictures, Size, of_dataset, of_files
-from zigma_jax.data.pipeline import DataConfig, open_source
+from zigma_jax.data.pipeline import open_source
 from zigma_jax.data.sources import Source
 from zigma_jax.interpolant import Interpolant
 from zigma_jax.metrics import Features, load_features

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from zigma_jax.data.config import DataConfig
 from zigma_jax.data.datasets.folder import SUFFIXES
 from zigma_jax.data.images import center_crop, decode, to_uint8
-from zigma_jax.data.pipeline import DataConfig, one_pass
+from zigma_jax.data.pipeline import one_pass
 from zigma_jax.data.sources import SourceInfo
 
 Size = tuple[int, int]
