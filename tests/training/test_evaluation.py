@@ -252,10 +252,11 @@ def test_samples_that_are_not_finite_do_not_stop_the_training(data_dir, tmp_path
 
 def test_a_schedule_that_cannot_work_is_refused_before_training(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(train_program, "make_train_step", lambda *_: None)
-    monkeypatch.setattr(ScheduledEvaluation, "run", lambda *_: pytest.fail("it went on"))
-    missing = tiny_config(data_dir, eval__network="inception", **EVALUATED)
+    monkeypatch.setattr(train_program, "Checkpointer", lambda *_: pytest.fail("it went on"))
     with pytest.raises(FileNotFoundError, match="network 'inception' needs a file of weights"):
-        train(missing, tmp_path)
+        train(tiny_config(data_dir, eval__network="inception", **EVALUATED), tmp_path)
+    with pytest.raises(ValueError, match="network 'vgg': there are effnet, inception"):
+        train(tiny_config(data_dir, eval__network="vgg", **EVALUATED), tmp_path)
     monkeypatch.setattr(evaluation, "load_network", lambda *_: TOY)
     with pytest.raises(ValueError, match=r"'kd': needs .* 1000 samples"):
         train(tiny_config(data_dir, **(EVALUATED | {"eval__metrics": ("kd",)})), tmp_path)

@@ -7,7 +7,6 @@ from zigma_jax.data.config import DataConfig
 from zigma_jax.interpolant import Interpolant, ode, sde, time_points
 from zigma_jax.interpolant.guidance import check_guidance
 from zigma_jax.metrics import METRICS
-from zigma_jax.metrics.networks import NETWORKS
 from zigma_jax.models.config import ZigMaConfig
 
 
@@ -214,7 +213,6 @@ class EvalConfig:
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
         known = bool(self.metrics) and set(self.metrics) <= set(METRICS)
         require(known, "eval.metrics", self.metrics, f"must be some of {', '.join(METRICS)}")
-        require(self.network in NETWORKS, "eval.network", self.network, f"must be one of {', '.join(NETWORKS)}")
 
 
 @dataclasses.dataclass(frozen=True)
