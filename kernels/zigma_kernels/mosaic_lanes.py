@@ -21,7 +21,18 @@ LAYOUT = plgpu.Layout.WG_STRIDED((LANES,), 1)
 
 def row(ref: Any) -> Array:
     """A (128,) row of shared or global memory as a lane array."""
-    return plgpu.load(ref, layout=LAYOUT)
+    return _unmarked(plgpu.load(ref, layout=LAYOUT))
+
+
+def _unmarked(x):
+    """x, without an instruction. Under shard_map JAX marks what is loaded as varying over the mesh, but nothing that is
+    computed in a kernel: of a loop's carry, which may begin as one and go on as the other, it takes but one type."""
+
+    @plgpu.inline_mgpu(arg_types=(LAYOUT,), return_type=_type(x.dtype))
+    def same(_, x):
+        return x
+
+    return same(x)
 
 
 def zeros() -> Array:

@@ -1,0 +1,245 @@
+"""Runs the Mosaic GPU kernels of the selective scan on any machine, in numpy.
+
+Pallas' interpreter of GPU kernels takes no inline PTX, and its general one compiles for ten seconds a shape. So here
+the kernels' own Python is run as it stands: jax.numpy is numpy, a loop is a loop, references are arrays, the grid and
+its warpgroups are walked one by one, and each function of `mosaic_lanes` is replaced by one that does to the 128 lanes
+at once what its docstring says. Checked on the way: indices; that results are written once; that lanes which exchange
+numbers through shared memory wait for one another. What was never written reads as NaN.
+
+Not checked, and left to tests on a GPU: that the PTX does what the docstrings say.
+"""
+
+import inspect
+import itertools
+import threading
+from types import SimpleNamespace
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from zigma_kernels import mosaic_lanes
+from zigma_kernels.mosaic_lanes import LANES
+from zigma_kernels.selective_scan import mosaic_backward, mosaic_carry, mosaic_forward, mosaic_gpu, mosaic_plan
+
+WARPS, WARP = 4, 32
+NUMPY = ("abs", "clip", "exp", "exp2", "maximum", "minimum", "where")
+_one_at_a_time = threading.Lock()
+
+
+def interpret(monkeypatch):
+    """Lets the kernels run in numpy until the test ends."""
+    here = {}  # the place in the grid: axis name -> index
+    stand_ins = {
+        "jnp": _Replaced(jnp, **{name: getattr(np, name) for name in NUMPY}),
+        "lax": _Replaced(lax, axis_index=here.__getitem__, fori_loop=_loop, rem=np.fmod),
+        "pl": _Replaced(pl, when=lambda condition: lambda body: body() if condition else None),
+        "plgpu": _Replaced(plgpu, kernel=lambda *args, **kwargs: _kernel(here, *args, **kwargs)),
+    }
+    for module in (mosaic_plan, mosaic_carry, mosaic_forward, mosaic_backward):
+        for name in stand_ins.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, stand_ins[name])
+    for function in LANE_FUNCTIONS:
+        theirs = inspect.signature(getattr(mosaic_lanes, function.__name__))
+        assert list(inspect.signature(function).parameters) == list(theirs.parameters)
+        monkeypatch.setattr(mosaic_lanes, function.__name__, function)
+    # What was traced with the kernels for GPUs must not be found again, nor what is traced now later.
+    monkeypatch.setattr(mosaic_gpu, "_scan", mosaic_gpu._scan.__wrapped__)
+
+
+class _Replaced(SimpleNamespace):
+    """A module, but for the functions given."""
+
+    def __init__(self, module, **functions):
+        super().__init__(**functions)
+        self._module = module
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+def _loop(start, stop, body, carry):
+    for i in range(start, stop):
+        carry = body(i, carry)
+    return carry
+
+
+def _kernel(here, body, out_type, grid, grid_names, num_threads, thread_name, scratch_types, compiler_params):
+    """`plgpu.kernel`, as far as the scan uses it."""
+    del compiler_params
+    axes = dict(zip(grid_names, grid, strict=True)) | {thread_name: num_threads}
+
+    def run(*operands):
+        outs = [Result(_unwritten(x)) for x in out_type]
+        refs = [*(Ref(np.asarray(x)) for x in operands), *outs]
+        for index in itertools.product(*map(range, axes.values())):
+            with _one_at_a_time:  # devices have threads of their own
+                here.update(zip(axes, index, strict=True))
+                Shared.synced = dict.fromkeys(Shared.synced, 0)
+                body(*refs, *(Shared(_unwritten(x)) for x in scratch_types))
+        return tuple(ref.array for ref in outs)
+
+    return lambda *operands: jax.pure_callback(run, out_type, *operands)
+
+
+def _unwritten(x):
+    """NaN, also as two bfloat16 in an int32."""
+    return np.full((*x.shape, jnp.dtype(x.dtype).itemsize), 0xFF, np.uint8).view(x.dtype)[..., 0]
+
+
+class Ref:
+    """A reference to memory, as kernels get them; `notes` are arrays of its shape, about its elements."""
+
+    def __init__(self, array, **notes):
+        self.array, self.shape, self.dtype, self.notes = array, array.shape, array.dtype, notes
+
+    @property
+    def at(self):
+        return _At(self)
+
+    def __getitem__(self, index):
+        return self.array[_within(self.shape, index)].copy()
+
+    def __setitem__(self, index, value):
+        part = self.at[index]
+        assert (part.shape, part.dtype) == (value.shape, value.dtype)
+        part.note_write()
+        part.array[...] = value
+
+    def note_write(self):
+        raise AssertionError("an operand is written")
+
+
+class _At:
+    def __init__(self, ref):
+        self.ref = ref
+
+    def __getitem__(self, index):
+        index = _within(self.ref.shape, index)
+        return type(self.ref)(self.ref.array[index], **{name: x[index] for name, x in self.ref.notes.items()})
+
+
+class Result(Ref):
+    """Global memory, every element of which is written once: another order of threads gives the same."""
+
+    def __init__(self, array, **notes):
+        super().__init__(array, **(notes or {"written": np.zeros(array.shape, bool)}))
+
+    def note_write(self):
+        assert not self.notes["written"].any(), "written twice"
+        self.notes["written"][...] = True
+
+
+class Shared(Ref):
+    """Shared memory of a warpgroup, with the time of each element's last write, and last read by other lanes.
+
+    Time is the number of barriers passed.
+    """
+
+    synced: ClassVar = {"warp": 0, "warpgroup": 0}  # when these last waited for one another
+
+    def __init__(self, array, **notes):
+        names = "write", "read in warp", "read in warpgroup"
+        super().__init__(array, **(notes or {name: np.full(array.shape, -1) for name in names}))
+
+    @classmethod
+    def sync(cls, *scopes):
+        cls.synced |= dict.fromkeys(scopes, max(cls.synced.values()) + 1)
+
+    def note_write(self):
+        for scope, synced in self.synced.items():
+            assert (self.notes[f"read in {scope}"] < synced).all(), f"written while the {scope} may be reading"
+        self.notes["write"][...] = max(self.synced.values())
+
+    def exchanged(self, scope):
+        """All of it, of which lanes read what others of their warp or warpgroup wrote."""
+        assert (self.notes["write"] < self.synced[scope]).all(), f"read by a {scope} that did not wait for the writer"
+        self.notes[f"read in {scope}"][...] = max(self.synced.values())
+        return self[...]
+
+
+def _within(shape, index):
+    """The index as numpy takes it; refused where it leaves the array."""
+    index = index if isinstance(index, tuple) else (index,)
+    index = tuple(slice(i.start, i.start + i.size) if isinstance(i, pl.Slice) else i for i in index)
+    for i, size in zip(index, shape, strict=False):
+        if i is not ... and i != slice(None):
+            start, stop = (i.start, i.stop) if isinstance(i, slice) else (i, i + 1)
+            if not 0 <= start < stop <= size:
+                raise IndexError(f"{index} of an array of shape {shape}")
+    return index
+
+
+def row(ref):
+    assert ref.shape == (LANES,)
+    return ref[...]
+
+
+def zeros():
+    return np.zeros(LANES, np.float32)
+
+
+def reciprocal(x):
+    return 1 / x
+
+
+def rows_of_warps(ref, rows):
+    return np.concatenate([ref[r] for r in rows])
+
+
+def spread(ref):
+    return [np.full(LANES, x) for x in ref.exchanged("warpgroup")]
+
+
+def put_words(ref, words):
+    ref[...] = np.stack(words).reshape(-1, 4, LANES).swapaxes(1, 2)
+
+
+def get_words(ref, count, dtype):
+    assert ref.dtype == dtype
+    return list(ref[...].swapaxes(1, 2).reshape(count, LANES))
+
+
+def pack(values):
+    return list(np.stack(values, -1).astype(jnp.bfloat16).view(np.int32).T)
+
+
+def unpack(words):
+    return list(np.stack(words, -1).view(jnp.bfloat16).astype(np.float32).T)
+
+
+def group_sums(acc, m, four, exact):
+    four = np.stack(four)
+    if not exact:  # what TF32 keeps
+        four = (four.view(np.int32) & -(1 << 13)).view(np.float32)
+    sums = np.repeat(four.reshape(4, -1, 4).sum(-1), 4, axis=-1)
+    return list(np.stack(acc) + np.where(np.arange(LANES) % 4 == m, sums, 0))
+
+
+def fold_group_sums(ref, sums):
+    totals = ref.exchanged("warp").reshape(2, WARPS, WARP // 4, 16).sum(2)
+    for w in range(WARPS):
+        sums[:, w * WARP : w * WARP + 16] = totals[:, w]
+
+
+def add_warps(sums, out, rows, count):
+    totals = sums.exchanged("warpgroup").reshape(4, WARPS, WARP).sum(1)
+    for r, total in list(zip(rows, totals, strict=True))[:count]:
+        out[r] = total
+
+
+def sync_warp():
+    Shared.sync("warp")
+
+
+def sync_warpgroup():
+    Shared.sync("warp", "warpgroup")
+
+
+LANE_FUNCTIONS = (
+    row, zeros, reciprocal, rows_of_warps, spread, put_words, get_words, pack, unpack, group_sums, fold_group_sums,
+    add_warps, sync_warp, sync_warpgroup,
+)  # fmt: skip
