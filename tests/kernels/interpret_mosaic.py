@@ -163,13 +163,14 @@ class Shared(Ref):
 
 def _within(shape, index):
     """The index as numpy takes it; refused where it leaves the array."""
+    if index is ...:
+        return index
     index = index if isinstance(index, tuple) else (index,)
     index = tuple(slice(i.start, i.start + i.size) if isinstance(i, pl.Slice) else i for i in index)
     for i, size in zip(index, shape, strict=False):
-        if i is not ... and i != slice(None):
-            start, stop = (i.start, i.stop) if isinstance(i, slice) else (i, i + 1)
-            if not 0 <= start < stop <= size:
-                raise IndexError(f"{index} of an array of shape {shape}")
+        start, last = (i.start or 0, (i.stop or size) - 1) if isinstance(i, slice) else (i, i)
+        if not 0 <= start <= last < size:
+            raise IndexError(f"{index} of an array of shape {shape}")
     return index
 
 
@@ -191,7 +192,7 @@ def rows_of_warps(ref, rows):
 
 
 def spread(ref):
-    return [np.full(LANES, x) for x in ref.exchanged("warpgroup")]
+    return list(ref.exchanged("warpgroup"))  # numpy spreads them
 
 
 def put_words(ref, words):

@@ -35,7 +35,7 @@ def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
     _require_support(order, u, dt, A, B, C, D, z, dt_bias, initial_state)
     visit = Visit.along(order, u.shape[1])
     state = initial_state.reshape(-1, visit.segments, *A.shape)
-    tokens = None if visit.kind == "raster" else visit.tokens
+    tokens = None if visit.kind == "raster" else visit.tokens.astype(jnp.int32)
     n = A.shape[1]
 
     def states(x, first):

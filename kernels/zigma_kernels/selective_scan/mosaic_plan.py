@@ -91,7 +91,7 @@ class Plan:
             else:
                 kernel(*refs)
 
-        return plgpu.kernel(
+        run = plgpu.kernel(
             body,
             out_type=out,
             grid=(self.sequences, parts, -(-self.columns // self.warpgroups)),
@@ -101,6 +101,12 @@ class Plan:
             scratch_types=scratch,
             compiler_params=PARAMS,
         )
+
+        def run_in_32_bits(*operands):
+            with jax.enable_x64(False):  # indices of 64 bits do not mix with the GPU's
+                return run(*operands)
+
+        return run_in_32_bits
 
 
 class Place:
