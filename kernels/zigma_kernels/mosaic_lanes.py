@@ -4,6 +4,9 @@ A *lane array* is a (128,) array of which each of the 128 threads of a block hol
 lanes of a warp share (B and C of a token, say) are lane arrays too.
 """
 
+# The type of plgpu.inline_mgpu's decorator keeps the first parameter, which callers do not pass.
+# pyright: reportCallIssue=false
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -11,6 +11,9 @@ dB and dC are sums over channels: over lanes on the tensor cores, over a warpgro
 blocks of 128 channels by XLA afterwards; always in the same order.
 """
 
+# References that are None are those of arrays that are.
+# pyright: reportOptionalMemberAccess=false, reportOptionalIterable=false, reportOptionalSubscript=false
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl

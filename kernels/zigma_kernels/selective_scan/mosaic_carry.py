@@ -4,6 +4,9 @@ A part turns the state h that enters it into exp(A sum of delta) h + carry, wher
 none enters. In reverse the same holds of the state's gradient, with C dy for delta u B.
 """
 
+# References that are None are those of arrays that are.
+# pyright: reportOptionalMemberAccess=false
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl

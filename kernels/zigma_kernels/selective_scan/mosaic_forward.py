@@ -1,5 +1,8 @@
 """The selective scan's forward pass as a Mosaic GPU kernel: one channel a thread, its n states in registers."""
 
+# References that are None are those of arrays that are.
+# pyright: reportOptionalMemberAccess=false, reportOptionalIterable=false
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl

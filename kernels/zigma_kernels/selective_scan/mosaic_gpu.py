@@ -58,7 +58,7 @@ def selective_scan(u, dt, A, B, C, D, z, dt_bias, order, initial_state):
     else:
         wide, no_skip = u.astype(jnp.float32), jnp.zeros_like(D)
         parts = [scan(wide, dt, no_skip if first else D, None, first) for first in range(0, n, STATES)]
-        y, final = sum(y for y, _ in parts), jnp.concatenate([final for _, final in parts], axis=-1)
+        y, final = functools.reduce(jnp.add, [y for y, _ in parts]), jnp.concatenate([x for _, x in parts], axis=-1)
         y = y if z is None else y * jax.nn.silu(z.astype(jnp.float32))
     return y.astype(u.dtype), final.reshape(initial_state.shape)
 
