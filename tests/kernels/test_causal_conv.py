@@ -107,6 +107,13 @@ def test_the_kernel_lowers_for_cuda(case):
     assert text.count("@mosaic_gpu_v2") == 2  # one pass over memory forward, one backward
 
 
+def test_the_kernel_lowers_where_64_bits_are_enabled():
+    x, weight = jnp.ones((1, 8, 2)), jnp.ones((4, 2))
+    with jax.enable_x64(True):
+        conv = functools.partial(causal_conv, order=np.arange(8)[::-1].copy(), implementation="mosaic_gpu")
+        assert "@mosaic_gpu_v2" in gradients(conv).trace(x, weight).lower(lowering_platforms=("cuda",)).as_text()
+
+
 def test_the_kernel_refuses_float64():
     with jax.enable_x64(True), pytest.raises(NotImplementedError, match="x is float64; the kernel takes float32"):
         causal_conv(jnp.ones((1, 8, 2), jnp.float64), jnp.ones((4, 2)), implementation="mosaic_gpu")

@@ -39,7 +39,7 @@ def causal_conv(x, weight, bias, order, activation, initial_state):
     arrays = x, weight.astype(jnp.float32), bias.astype(jnp.float32), past
     if spare := -d % THREADS:
         arrays = [jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, spare)]) for a in arrays]
-    (y,) = _op(activation)(visit.tokens, *arrays)
+    (y,) = _op(activation)(visit.tokens.astype(jnp.int32), *arrays)
     return y[:, :, :d]
 
 
@@ -122,14 +122,16 @@ class Plan:
             lowering_semantics=plgpu.LoweringSemantics.Lane,
         )
         grid = {"entry": self.batch, "span": self.spans, "block": self.blocks}
-        return plgpu.kernel(
+        run = plgpu.kernel(
             functools.partial(kernel, self, activation),
             out_type=out_type,
             grid=tuple(grid.values()),
             grid_names=tuple(grid),
             compiler_params=params,
             kernel_name=f"causal_conv{kernel.__name__}",  # as profiles show it
-        )(*operands)
+        )
+        with jax.enable_x64(False):  # indices of 64 bits do not mix with the GPU's
+            return run(*operands)
 
     def program(self):
         """(batch entry, span, slice of channels) of this program."""
