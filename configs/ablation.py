@@ -4,7 +4,7 @@
 
 Not for `zigma_jax.train`: `model.scan` and `train.seed` are what varies, and the section `ablation` says how.
 Hardware: 2 CPU cores. The model has 0.4 M parameters and 64 tokens.
-Time and result: docs/ablation.md.
+Time: 75 minutes, the cores shared with other work (2026-11-23). Result: docs/ablation.md.
 """
 
 from zigma_jax.ablation.config import default_ablation
