@@ -54,7 +54,7 @@ def _scalar(array):
 def _lane_array(scalar):
     register = vector.broadcast(ir.VectorType.get((1,), scalar.type), scalar)
     layout = mgpu.WGStridedFragLayout((LANES,), 1)
-    signed = False if isinstance(scalar.type, ir.IntegerType) else None
+    signed = True if isinstance(scalar.type, ir.IntegerType) else None
     return mgpu.FragmentedArray(_registers=np.array([register], dtype=object), _layout=layout, _is_signed=signed)
 
 
@@ -113,16 +113,18 @@ def spread(ref: Any) -> list[Array]:
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(jnp.float32)] * count)
     def load(_, ref):
-        f32 = ir.F32Type.get()
-        four = ir.VectorType.get((4,), f32)
         start = mgpu.utils.memref_ptr(ref)
-        values = []
-        for i in range(0, count, 4):
-            loaded = llvm.load(four, mgpu.utils.getelementptr(start, [i], f32), alignment=16)
-            values += [_lane_array(vector.extract(loaded, [], [j])) for j in range(4)]
-        return values
+        return [x for i in range(0, count, 4) for x in _four(start, i)]
 
     return load(ref)
+
+
+def _four(start, offset):
+    """Four float32 numbers, by one load, from `offset` of them after the pointer `start`."""
+    f32 = ir.F32Type.get()
+    pointer = mgpu.utils.getelementptr(start, [offset], f32)
+    loaded = llvm.load(ir.VectorType.get((4,), f32), pointer, alignment=16)
+    return [_lane_array(vector.extract(loaded, [], [j])) for j in range(4)]
 
 
 def sync_warp() -> None:
@@ -146,33 +148,28 @@ def sync_warpgroup() -> None:
 
 
 def put_words(ref: Any, words: Sequence[Array]) -> None:
-    """Keeps 32-bit lane arrays, a multiple of 4, in shared memory (len(words) // 4, 128, 4), each lane its own."""
+    """Keeps float32 lane arrays, a multiple of 4, in shared memory (len(words) // 4, 128, 4), each lane its own."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), [LAYOUT] * len(words)))
     def store(_, ref, words):
-        element = words[0].mlir_dtype
-        four = ir.VectorType.get((4,), element)
-        start = _address(ref, arith.muli(_thread(), _i32(4)), element)
+        f32 = ir.F32Type.get()
+        four = ir.VectorType.get((4,), f32)
+        start = _address(ref, arith.muli(_thread(), _i32(4)), f32)
         for i in range(0, len(words), 4):
             value = vector.from_elements(four, [_scalar(word) for word in words[i : i + 4]])
-            llvm.store(value, mgpu.utils.getelementptr(start, [i * LANES], element), alignment=16)
+            llvm.store(value, mgpu.utils.getelementptr(start, [i * LANES], f32), alignment=16)
 
     store(ref, list(words))
 
 
-def get_words(ref: Any, count: int, dtype: Any) -> list[Array]:
+def get_words(ref: Any) -> list[Array]:
     """What this lane put there."""
+    count = 4 * ref.shape[0]
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(dtype)] * count)
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(jnp.float32)] * count)
     def load(_, ref):
-        element = mgpu.utils.dtype_to_ir_type(jnp.dtype(dtype))
-        four = ir.VectorType.get((4,), element)
-        start = _address(ref, arith.muli(_thread(), _i32(4)), element)
-        values = []
-        for i in range(0, count, 4):
-            loaded = llvm.load(four, mgpu.utils.getelementptr(start, [i * LANES], element), alignment=16)
-            values += [_lane_array(vector.extract(loaded, [], [j])) for j in range(4)]
-        return values
+        start = _address(ref, arith.muli(_thread(), _i32(4)), ir.F32Type.get())
+        return [x for i in range(0, count, 4) for x in _four(start, i * LANES)]
 
     return load(ref)
 
@@ -185,14 +182,9 @@ def pack(values: Sequence[Array]) -> list[Array]:
         i32 = ir.IntegerType.get_signless(32)
         pairs = zip(values[::2], values[1::2], strict=True)
         ptx = "cvt.rn.bf16x2.f32 $0, $1, $2;"
-        return [_signed(mgpu.utils.inline_ptx(ptx, _scalar(y), _scalar(x), result_types=i32)) for x, y in pairs]
+        return [_lane_array(mgpu.utils.inline_ptx(ptx, _scalar(y), _scalar(x), result_types=i32)) for x, y in pairs]
 
     return packed(list(values))
-
-
-def _signed(scalar):
-    array = _lane_array(scalar)
-    return mgpu.FragmentedArray(_registers=array.registers, _layout=array.layout, _is_signed=True)
 
 
 def unpack(words: Sequence[Array]) -> list[Array]:

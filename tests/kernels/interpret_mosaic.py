@@ -199,9 +199,9 @@ def put_words(ref, words):
     ref[...] = np.stack(words).reshape(-1, 4, LANES).swapaxes(1, 2)
 
 
-def get_words(ref, count, dtype):
-    assert ref.dtype == dtype
-    return list(ref[...].swapaxes(1, 2).reshape(count, LANES))
+def get_words(ref):
+    assert ref.dtype == np.float32
+    return list(ref[...].swapaxes(1, 2).reshape(-1, LANES))
 
 
 def pack(values):

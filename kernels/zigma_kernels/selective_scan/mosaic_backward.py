@@ -116,7 +116,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                 four = range(4 * m, 4 * m + 4)
                 lanes.put_words(past_s.at[wg, i, pl.ds(m, 1)], [h[k] for k in four])
                 B, C = both_projections(i, m)
-                a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)], 4, F32)
+                a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)])
                 products = [[] for _ in range(GROUP)]
                 for k in four:
                     for t in range(GROUP):
@@ -144,14 +144,13 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             slot = group * GROUP
             delta = [lanes.row(keep_s.at[wg, 0, slot + t]) for t in range(GROUP)]
             dy = [lanes.row(keep_s.at[wg, 1, slot + t]) for t in range(GROUP)]
-            uu = [lanes.row(u_s.at[wg, slot + t]).astype(F32) for t in range(GROUP)]
-            du = [delta[t] * uu[t] for t in range(GROUP)]
+            du = [delta[t] * lanes.row(u_s.at[wg, slot + t]).astype(F32) for t in range(GROUP)]
             sums = [[lanes.zeros()] * 4 for _ in range(GROUP)]
             d_du, d_delta = [lanes.zeros()] * GROUP, [lanes.zeros()] * GROUP
             for m in range(n // 4):
-                past = lanes.get_words(past_s.at[wg, group, pl.ds(m, 1)], 4, F32)
+                past = lanes.get_words(past_s.at[wg, group, pl.ds(m, 1)])
                 B, C = both_projections(group, m)
-                a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)], 4, F32)
+                a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)])
                 products = [[] for _ in range(GROUP)]
                 for k in range(4 * m, 4 * m + 4):
                     decay = [jnp.exp2(delta[t] * a[k % 4]) for t in range(GROUP)]
