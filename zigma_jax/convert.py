@@ -30,9 +30,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest,
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    with exit_with_errors():
+    with exit_with_errors(argv):
         if _SOURCE.value is None or _TARGET.value is None:
             raise ValueError("--source and --target are both needed")
         source, target = Path(_SOURCE.value), Path(_TARGET.value)

@@ -78,9 +78,7 @@ SHOWN = 100  # pictures in a grid
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    with exit_with_errors():
+    with exit_with_errors(argv):
         if _SOURCE.value is None:
             raise ValueError("--source is missing; for example --source=runs/quickstart")
         evaluate(Path(_SOURCE.value))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import jax
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from zigma_jax.training.config import RunConfig, SampleConfig
@@ -83,11 +83,14 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def exit_with_errors() -> Iterator[None]:
+def exit_with_errors(argv: Sequence[str]) -> Iterator[None]:
     """Ends the program with code 1 and one line on stderr for errors that say all there is to know.
 
     Libraries log warnings only, unless `--verbosity` says otherwise; `--verbosity=1` shows the traceback too.
+    Of `argv`, what `main` is called with, nothing may be left beside the program's name: all arguments are flags.
     """
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     try:

@@ -43,9 +43,7 @@ _CHANGED = DEFINE_sample()
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    with exit_with_errors():
+    with exit_with_errors(argv):
         if _SOURCE.value is None:
             raise ValueError("--source is missing; for example --source=runs/quickstart")
         sample(Path(_SOURCE.value))

@@ -220,9 +220,7 @@ def _preemption_flag():
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    with exit_with_errors():
+    with exit_with_errors(argv):
         config = load_config(_CONFIG.value)
         set_cpu_devices(config.train.cpu_devices)
         if _DISTRIBUTED.value:

@@ -77,9 +77,7 @@ def ablate(experiment: Experiment, workdir: Path) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    with exit_with_errors():
+    with exit_with_errors(argv):
         workdir = Path(_WORKDIR.value)
         if _REPORT.value:
             table = write_report(workdir)
