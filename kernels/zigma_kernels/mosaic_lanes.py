@@ -85,26 +85,68 @@ def reciprocal(x: Array) -> Array:
     return approximate(x)
 
 
-def rows_of_warps(ref: Any, rows: Sequence[Any]) -> Array:
-    """Four rows of 32 numbers of `ref` (L, 32), in global memory: warp w gets row `rows[w]`, a number a lane."""
+def row_of_warp(tokens: Any, first: Any, start: Any, length: int) -> Array:
+    """Where in memory the token lies that warp w is to fetch: the (first + start + w)-th visited, an int32 lane array.
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), [plgpu.Layout.WG_SPLAT(())] * 4), return_type=_type(jnp.float32))
-    def load(_, ref, rows):
-        index = ir.IndexType.get()
+    start + w is held within 0 ... length - 1. `tokens`: the visiting order, None for raster.
+    """
+    scalar = plgpu.Layout.WG_SPLAT(())
+
+    @plgpu.inline_mgpu(
+        arg_types=([plgpu.RefType()] * (tokens is not None), scalar, scalar), return_type=_type(jnp.int32)
+    )
+    def find(_, tokens, first, start):
+        rank = arith.addi(start.registers.flat[0], arith.divui(_thread(), _i32(32)))
+        rank = arith.minsi(arith.maxsi(rank, _i32(0)), _i32(length - 1))
+        rank = arith.addi(first.registers.flat[0], rank)
+        if tokens:
+            rank = memref.load(tokens[0], [arith.index_cast(ir.IndexType.get(), rank)])
+        return _lane_array(rank)
+
+    return find([tokens] * (tokens is not None), first, start)
+
+
+def copy_rows(source: Any, row: Array, target: Any) -> None:
+    """Starts to copy four rows, `row[w]` by warp w, from (L, k) in global memory to (4 k,) in shared memory.
+
+    They are there for all after `await_copies` and `sync_warpgroup`.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LAYOUT, plgpu.RefType()))
+    def copy(_, source, row, target):
+        i64 = ir.IntegerType.get_signless(64)
+        memory = ir.MemRefType(source.type)
+        (stride, _), _ = memory.get_strides_and_offset()
+        each = memory.shape[1] // 32
+        size = each * mgpu.utils.bitwidth(memory.element_type) // 8
         lane = arith.remui(_thread(), _i32(32))
-        row = _by_warp([r.registers.flat[0] for r in rows])
-        return _lane_array(memref.load(ref, [arith.index_cast(index, row), arith.index_cast(index, lane)]))
+        offset = arith.addi(arith.muli(_scalar(row), _i32(stride)), arith.muli(lane, _i32(each)))
+        here = mgpu.utils.getelementptr(mgpu.utils.memref_ptr(source), [arith.extsi(i64, offset)], memory.element_type)
+        there = _address(target, arith.muli(_thread(), _i32(each)), memory.element_type)
+        cache = "cg" if size == 16 else "ca"
+        mgpu.utils.inline_ptx(f"cp.async.{cache}.shared.global [$0], [$1], {size};", there, here)
 
-    return load(ref, list(rows))
+    copy(source, row, target)
 
 
-def _by_warp(values):
-    """values[w] in warp w."""
-    warp = arith.divui(_thread(), _i32(32))
-    value = values[-1]
-    for w, other in enumerate(values[:-1]):
-        value = arith.select(arith.cmpi(arith.CmpIPredicate.eq, warp, _i32(w)), other, value)
-    return value
+def end_copies() -> None:
+    """The copies started since the last call make up one batch."""
+
+    @plgpu.inline_mgpu()
+    def end(_):
+        mgpu.utils.inline_ptx("cp.async.commit_group;")
+
+    end()
+
+
+def await_copies(unfinished: int) -> None:
+    """Waits until this thread's batches of copies are done but for the last `unfinished`."""
+
+    @plgpu.inline_mgpu()
+    def wait(_):
+        mgpu.utils.inline_ptx(f"cp.async.wait_group {unfinished};")
+
+    wait()
 
 
 def spread(ref: Any) -> list[Array]:
@@ -125,16 +167,6 @@ def _four(start, offset):
     pointer = mgpu.utils.getelementptr(start, [offset], f32)
     loaded = llvm.load(ir.VectorType.get((4,), f32), pointer, alignment=16)
     return [_lane_array(vector.extract(loaded, [], [j])) for j in range(4)]
-
-
-def sync_warp() -> None:
-    """What the lanes of a warp wrote to shared memory before is seen by all of them after."""
-
-    @plgpu.inline_mgpu()
-    def sync(_):
-        mgpu.utils.warp_barrier()
-
-    sync()
 
 
 def sync_warpgroup() -> None:
@@ -244,47 +276,35 @@ def group_sums(acc: Sequence[Array], m: int, four: Sequence[Array], exact: bool)
     return add(list(acc), list(four))
 
 
-def fold_group_sums(ref: Any, sums: Any) -> None:
-    """Adds up over each warp what it has from `group_sums` for two tokens, put by `put_words` in `ref` (2, 1, 128, 4).
+def add_group_sums(sums: Any, out: Any, row: Array, half: Any, count: Any) -> None:
+    """Adds up over the warpgroup what it has from `group_sums` for four tokens, put by `put_words` in `sums`.
 
-    sums: two rows of shared memory, of which warp w of each gets 16 totals at 32 w and after.
-    """
-
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))
-    def fold(_, ref, sums):
-        f32 = ir.F32Type.get()
-        lane, warp = arith.remui(_thread(), _i32(32)), arith.divui(_thread(), _i32(32))
-        token, k = arith.divui(lane, _i32(16)), arith.remui(lane, _i32(16))
-        start = arith.addi(arith.muli(token, _i32(4 * LANES)), arith.muli(warp, _i32(LANES)))
-        base = _address(ref, start, f32)
-        total = None
-        for g in range(8):  # the two half-warps read different groups at a time: other banks of shared memory
-            own = arith.addi(arith.muli(arith.xori(token, _i32(g)), _i32(16)), k)
-            part = llvm.load(f32, mgpu.utils.getelementptr(base, [own], f32))
-            total = part if total is None else arith.addf(total, part)
-        index = ir.IndexType.get()
-        at = arith.addi(arith.muli(warp, _i32(32)), k)
-        memref.store(total, sums, [arith.index_cast(index, token), arith.index_cast(index, at)])
-
-    fold(ref, sums)
-
-
-def add_warps(sums: Any, out: Any, rows: Sequence[Any], count: Any) -> None:
-    """Adds up what the four warps have in (4, 128) rows of `sums`, 32 numbers each; warp w writes the totals of row w.
-
-    out: (L, 32) in global memory; rows: where in it the four rows go, int32; of which the first `count` do.
+    sums: (4, 1, 128, 4) in shared memory. The 16 totals of token w go, by warp w, to columns `half` ... `half` + 15
+    of row `row` of `out` (L, 32), in global memory, for the first `count` tokens.
     """
     scalar = plgpu.Layout.WG_SPLAT(())
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), [scalar] * 4, scalar))
-    def add(_, sums, out, rows, count):
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), LAYOUT, scalar, scalar))
+    def add(_, sums, out, row, half, count):
         f32, index = ir.F32Type.get(), ir.IndexType.get()
         lane, warp = arith.remui(_thread(), _i32(32)), arith.divui(_thread(), _i32(32))
-        start = _address(sums, arith.addi(arith.muli(warp, _i32(LANES)), lane), f32)
-        parts = [llvm.load(f32, mgpu.utils.getelementptr(start, [32 * w], f32)) for w in range(4)]
-        total = arith.addf(arith.addf(parts[0], parts[1]), arith.addf(parts[2], parts[3]))
-        row = _by_warp([r.registers.flat[0] for r in rows])
-        with mgpu.utils.when(arith.cmpi(arith.CmpIPredicate.slt, warp, count.registers.flat[0])):
-            memref.store(total, out, [arith.index_cast(index, row), arith.index_cast(index, lane)])
+        number, share = arith.shrui(lane, _i32(1)), arith.andi(lane, _i32(1))  # a lane adds up two warps' groups
+        start = arith.addi(arith.muli(warp, _i32(4 * LANES)), arith.muli(share, _i32(2 * LANES)))
+        base = _address(sums, arith.addi(start, number), f32)
+        parts = []
+        for g in range(16):  # even and odd lanes read different groups at a time: other banks of shared memory
+            own = arith.muli(arith.xori(share, _i32(g)), _i32(16))
+            parts.append(llvm.load(f32, mgpu.utils.getelementptr(base, [own], f32)))
+        while len(parts) > 1:
+            parts = [arith.addf(x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+        other = mgpu.utils.shfl_bfly(parts[0], 1)
+        total = arith.addf(parts[0], other)
+        keeps = arith.andi(
+            arith.cmpi(arith.CmpIPredicate.slt, warp, count.registers.flat[0]),
+            arith.cmpi(arith.CmpIPredicate.eq, share, _i32(0)),
+        )
+        column = arith.addi(half.registers.flat[0], number)
+        with mgpu.utils.when(keeps):
+            memref.store(total, out, [arith.index_cast(index, _scalar(row)), arith.index_cast(index, column)])
 
-    add(sums, out, list(rows), count)
+    add(sums, out, row, half, count)

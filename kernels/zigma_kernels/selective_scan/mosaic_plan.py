@@ -16,7 +16,8 @@ from zigma_kernels import mosaic_lanes as lanes
 from zigma_kernels.mosaic_lanes import LANES
 
 F32 = jnp.float32
-GROUP = 4  # tokens worked on at once: their rows are read while the group before them is worked on
+GROUP = 4  # tokens worked on at once; a row for each warp of a warpgroup to fetch
+STAGES = 4  # groups in shared memory at once: the one worked on, the next, two on their way
 # No barrier around every store to shared memory: the kernels have their own, where another thread reads.
 PARAMS = plgpu.CompilerParams(
     approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane
@@ -125,6 +126,17 @@ class Place:
         """Where in memory the GROUP tokens lie that are visited i-th and after; past the end, the last one."""
         ranks = [self.first + jnp.clip(i + t, 0, self.plan.length - 1) for t in range(GROUP)]
         return tuple(ranks) if self.tokens is None else tuple(self.tokens[rank] for rank in ranks)
+
+    def row(self, i):
+        """Where in memory the token lies that this warp is to fetch of the GROUP visited i-th and after."""
+        return lanes.row_of_warp(self.tokens, self.first, i, self.plan.length)
+
+    def fetch(self, row, *pairs):
+        """Starts to copy a group's rows, of (b, L, d) or (b, L, 2 n) in global memory, to shared memory."""
+        for source, target in pairs:
+            own = (slice(None), self.channels) if source.shape[2] == self.plan.channels else ()
+            lanes.copy_rows(source.at[self.batch, *own], row, target)
+        lanes.end_copies()
 
     def states(self, ref, *at):
         return [lanes.row(ref.at[self.sequence, *at, k, self.channels]) for k in range(ref.shape[-2])]
