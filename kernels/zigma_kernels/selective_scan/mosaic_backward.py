@@ -65,15 +65,15 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         last = first + count - 1
 
         def fetch(c, group, row):
-            here = lax.rem(c, 2), group
-            x = x_s.at[lax.rem(group, 2)]
+            here = c & 1, group
+            x = x_s.at[group & 1]
             pairs = [(ref, x.at[j]) for j, ref in enumerate(given(dt_g, dy_g, z_g))]
             place.fetch(row, *pairs, (u_g, u_s.at[here]), (BC_g, BC_s.at[here]))
 
         def both_projections(c, group, m):
             """B and C of a group's tokens, four states of each."""
             at = [2 * n * t + 4 * m for t in range(GROUP)]
-            row = BC_s.at[lax.rem(c, 2), group]
+            row = BC_s.at[c & 1, group]
             return [lanes.spread(row.at[pl.ds(i, 4)]) for i in at], [lanes.spread(row.at[pl.ds(i + n, 4)]) for i in at]
 
         def add_sums(at, half):
@@ -93,7 +93,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             lanes.await_copies(0)
             lanes.sync_warpgroup()
             is_last = i == groups - 1
-            fetch(jnp.where(is_last, c - 1, c) + 2, jnp.where(is_last, 0, i + 1), row)
+            fetch(jnp.where(is_last, c - 1, c), jnp.where(is_last, 0, i + 1), row)
             add_sums(jnp.where(i == 0, start + chunk, at - GROUP), jnp.where(i == 0, 0, n))
             row = place.row(jnp.where(i >= groups - 2, at + 2 * GROUP - 2 * chunk, at + 2 * GROUP))
             rows = place.rows(at)
@@ -101,8 +101,8 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             delta, du, dy, y, dz = [], [], [], [], []
             for t in range(GROUP):
                 lane = pl.ds(t * LANES, LANES)
-                uu = lanes.row(u_s.at[lax.rem(c, 2), i, lane]).astype(F32)
-                x, dy_t, *gate = (lanes.row(x_s.at[lax.rem(i, 2), j, lane]).astype(F32) for j in range(x_s.shape[1]))
+                uu = lanes.row(u_s.at[c & 1, i, lane]).astype(F32)
+                x, dy_t, *gate = (lanes.row(x_s.at[i & 1, j, lane]).astype(F32) for j in range(x_s.shape[1]))
                 if z is None:
                     delta_t = softplus(x + dt_bias)
                 else:
@@ -150,7 +150,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             lane = [pl.ds(t * LANES, LANES) for t in range(GROUP)]
             delta = [lanes.row(keep_s.at[0, group, lane[t]]) for t in range(GROUP)]
             dy = [lanes.row(keep_s.at[1, group, lane[t]]) for t in range(GROUP)]
-            du = [delta[t] * lanes.row(u_s.at[lax.rem(c, 2), group, lane[t]]).astype(F32) for t in range(GROUP)]
+            du = [delta[t] * lanes.row(u_s.at[c & 1, group, lane[t]]).astype(F32) for t in range(GROUP)]
             sums = [[lanes.zeros()] * 4 for _ in range(GROUP)]
             d_du, d_delta = [lanes.zeros()] * GROUP, [lanes.zeros()] * GROUP
             for m in range(n // 4):
@@ -175,7 +175,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                     sums[t] = lanes.group_sums(sums[t], m, products[t], exact)
             rows = place.rows(at)
             for t in range(GROUP):
-                uu = lanes.row(u_s.at[lax.rem(c, 2), group, lane[t]]).astype(F32)
+                uu = lanes.row(u_s.at[c & 1, group, lane[t]]).astype(F32)
                 # A2 is A log2(e)
                 ddt = (d_delta[t] * LN2 + uu * d_du[t]) * sigmoid_of_softplus(delta[t])
                 dD, dbias = dD + dy[t] * uu, dbias + ddt
@@ -200,7 +200,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         lam = place.states(dfinal_g)
         if carries is not None:
             lam = enter(place, A2, lam, *carries_g, reverse=True)
-        fetch(last + 2, 0, place.row(last * chunk))
+        fetch(last, 0, place.row(last * chunk))
         sums = tuple(lam), (lanes.zeros(),) * n, lanes.zeros(), lanes.zeros()
         carry = sums, tuple(place.states(starts_g, last)), place.row(last * chunk + GROUP)
         (lam, dA, dD, dbias), *_ = lax.fori_loop(0, count, one_chunk, carry)
