@@ -155,7 +155,12 @@ def spread(ref: Any) -> list[Array]:
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(jnp.float32)] * count)
     def load(_, ref):
-        start = mgpu.utils.memref_ptr(ref)
+        # An address that ptxas knows to be the same in all lanes it copies to a register before every single load.
+        # What a shuffle returns is in one already; the shuffle itself it then removes.
+        i32, start = ir.IntegerType.get_signless(32), mgpu.utils.memref_ptr(ref)
+        ptx = "shfl.sync.idx.b32 $0, $1, 0, 31, 0xffffffff;"
+        address = mgpu.utils.inline_ptx(ptx, llvm.ptrtoint(i32, start), result_types=i32, convergent=True)
+        start = llvm.inttoptr(start.type, address)
         return [x for i in range(0, count, 4) for x in _four(start, i)]
 
     return load(ref)
