@@ -62,10 +62,13 @@ def _i32(value):
     return arith.constant(ir.IntegerType.get_signless(32), value)
 
 
+def _thread_of_block():
+    return arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
+
+
 def _thread():
     """Number of this thread in its warpgroup."""
-    thread = arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
-    return arith.remui(thread, _i32(LANES))
+    return arith.remui(_thread_of_block(), _i32(LANES))
 
 
 def _address(ref, offset, dtype):
@@ -85,25 +88,41 @@ def reciprocal(x: Array) -> Array:
     return approximate(x)
 
 
-def row_of_warp(tokens: Any, first: Any, start: Any, length: int) -> Array:
-    """Where in memory the token lies that warp w is to fetch: the (first + start + w)-th visited, an int32 lane array.
-
-    start + w is held within 0 ... length - 1. `tokens`: the visiting order, None for raster.
-    """
+def rank_of_warp(first: Any, start: Any, length: int) -> Array:
+    """first + start + w in warp w, with start + w held within 0 ... length - 1, as an int32 lane array."""
     scalar = plgpu.Layout.WG_SPLAT(())
 
-    @plgpu.inline_mgpu(
-        arg_types=([plgpu.RefType()] * (tokens is not None), scalar, scalar), return_type=_type(jnp.int32)
-    )
-    def find(_, tokens, first, start):
+    @plgpu.inline_mgpu(arg_types=(scalar, scalar), return_type=_type(jnp.int32))
+    def rank(_, first, start):
         rank = arith.addi(start.registers.flat[0], arith.divui(_thread(), _i32(32)))
         rank = arith.minsi(arith.maxsi(rank, _i32(0)), _i32(length - 1))
-        rank = arith.addi(first.registers.flat[0], rank)
-        if tokens:
-            rank = memref.load(tokens[0], [arith.index_cast(ir.IndexType.get(), rank)])
-        return _lane_array(rank)
+        return _lane_array(arith.addi(first.registers.flat[0], rank))
 
-    return find([tokens] * (tokens is not None), first, start)
+    return rank(first, start)
+
+
+def of_warp(ref: Any) -> Array:
+    """Element w of `ref` (4,), int32, in shared memory, in warp w."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=_type(jnp.int32))
+    def load(_, ref):
+        return _lane_array(memref.load(ref, [arith.index_cast(ir.IndexType.get(), arith.divui(_thread(), _i32(32)))]))
+
+    return load(ref)
+
+
+def copy_numbers(source: Any, index: Array, target: Any) -> None:
+    """Starts to copy four int32, source[index[w]] by warp w, from (L,) in global memory to (4,) in shared memory."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LAYOUT, plgpu.RefType()))
+    def copy(_, source, index, target):
+        i32 = ir.IntegerType.get_signless(32)
+        here = _address(source, _scalar(index), i32)
+        there = _address(target, arith.divui(_thread(), _i32(32)), i32)
+        first = arith.cmpi(arith.CmpIPredicate.eq, arith.remui(_thread(), _i32(32)), _i32(0))
+        mgpu.utils.inline_ptx("cp.async.ca.shared.global [$0], [$1], 4;", there, here, predicate=first)
+
+    copy(source, index, target)
 
 
 def copy_rows(source: Any, row: Array, target: Any) -> None:
@@ -150,17 +169,16 @@ def await_copies(unfinished: int) -> None:
 
 
 def spread(ref: Any) -> list[Array]:
-    """The numbers of a contiguous row of shared memory, a multiple of 4 of them, each as a lane array."""
-    count = ref.shape[0]
+    """The numbers of this warpgroup's row of `ref` (warpgroups, k), in shared memory, each as a lane array; k % 4 = 0."""
+    count = ref.shape[1]
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(jnp.float32)] * count)
     def load(_, ref):
-        # An address that ptxas knows to be the same in all lanes it copies to a register before every single load.
-        # What a shuffle returns is in one already; the shuffle itself it then removes.
-        i32, start = ir.IntegerType.get_signless(32), mgpu.utils.memref_ptr(ref)
-        ptx = "shfl.sync.idx.b32 $0, $1, 0, 31, 0xffffffff;"
-        address = mgpu.utils.inline_ptx(ptx, llvm.ptrtoint(i32, start), result_types=i32, convergent=True)
-        start = llvm.inttoptr(start.type, address)
+        # The number of the warpgroup is made of the thread's, of which ptxas cannot know that all lanes have the same:
+        # an address that it knows to be uniform it copies to a register before every single load.
+        warpgroup = arith.divui(_thread_of_block(), _i32(LANES))
+        (stride, _), _ = ir.MemRefType(ref.type).get_strides_and_offset()
+        start = _address(ref, arith.muli(warpgroup, _i32(stride)), ir.F32Type.get())
         return [x for i in range(0, count, 4) for x in _four(start, i)]
 
     return load(ref)

@@ -28,16 +28,16 @@ from zigma_kernels.selective_scan import mosaic_backward, mosaic_carry, mosaic_f
 WARPS, WARP = 4, 32
 NUMPY = ("abs", "clip", "exp", "exp2", "maximum", "minimum", "where")
 _one_at_a_time = threading.Lock()
+_here = {}  # the place in the grid: axis name -> index
 
 
 def interpret(monkeypatch):
     """Lets the kernels run in numpy until the test ends."""
-    here = {}  # the place in the grid: axis name -> index
     stand_ins = {
         "jnp": _Replaced(jnp, **{name: getattr(np, name) for name in NUMPY}),
-        "lax": _Replaced(lax, axis_index=here.__getitem__, fori_loop=_loop, rem=np.fmod),
+        "lax": _Replaced(lax, axis_index=_here.__getitem__, fori_loop=_loop, rem=np.fmod),
         "pl": _Replaced(pl, when=lambda condition: lambda body: body() if condition else None),
-        "plgpu": _Replaced(plgpu, kernel=lambda *args, **kwargs: _kernel(here, *args, **kwargs)),
+        "plgpu": _Replaced(plgpu, kernel=_kernel),
     }
     for module in (mosaic_plan, mosaic_carry, mosaic_forward, mosaic_backward):
         for name in stand_ins.keys() & vars(module).keys():
@@ -67,7 +67,7 @@ def _loop(start, stop, body, carry):
     return carry
 
 
-def _kernel(here, body, out_type, grid, grid_names, num_threads, thread_name, scratch_types, compiler_params):
+def _kernel(body, out_type, grid, grid_names, num_threads, thread_name, scratch_types, compiler_params):
     """`plgpu.kernel`, as far as the scan uses it."""
     del compiler_params
     axes = dict(zip(grid_names, grid, strict=True)) | {thread_name: num_threads}
@@ -77,7 +77,7 @@ def _kernel(here, body, out_type, grid, grid_names, num_threads, thread_name, sc
         refs = [*(Ref(np.asarray(x)) for x in operands), *outs]
         for index in itertools.product(*map(range, axes.values())):
             with _one_at_a_time:  # devices have threads of their own
-                here.update(zip(axes, index, strict=True))
+                _here.update(zip(axes, index, strict=True))
                 Shared.start()
                 body(*refs, *(Shared(_unwritten(x)) for x in scratch_types))
                 assert Shared.copies == [[]], "a kernel ends while copies are on their way"
@@ -119,7 +119,7 @@ class _At:
         self.ref = ref
 
     def __getitem__(self, index):
-        index = _within(self.ref.shape, index)
+        index = (*_within(self.ref.shape, index), ...)  # a view even of a single number
         return type(self.ref)(self.ref.array[index], **{name: x[index] for name, x in self.ref.notes.items()})
 
 
@@ -169,18 +169,20 @@ class Shared(Ref):
                 target.array[...] = values
                 target.notes["write"][...] = cls.time
 
+    def __getitem__(self, index):
+        part = self.at[index]
+        return part.array.copy() if part.shape else part.exchanged()  # one number is the same for all lanes
+
     def exchanged(self):
         """All of it, of which lanes read what others wrote."""
         assert (self.notes["write"] < self.time).all(), "read by lanes that did not wait for the writer"
         self.notes["read"][...] = self.time
-        return self[...]
+        return self.array.copy()
 
 
 def _within(shape, index):
     """The index as numpy takes it; refused where it leaves the array."""
-    if index is ...:
-        return index
-    index = index if isinstance(index, tuple) else (index,)
+    index = () if index is ... else index if isinstance(index, tuple) else (index,)
     index = tuple(slice(i.start, i.start + i.size) if isinstance(i, pl.Slice) else i for i in index)
     index = tuple(i if isinstance(i, slice) else int(i) for i in index)  # an array would index a copy
     for i, size in zip(index, shape, strict=False):
@@ -204,10 +206,16 @@ def reciprocal(x):
     return 1 / x
 
 
-def row_of_warp(tokens, first, start, length):
-    ranks = first + np.clip(start + np.arange(WARPS), 0, length - 1)
-    rows = ranks if tokens is None else np.array([tokens[rank] for rank in ranks])
-    return np.repeat(rows, WARP)
+def rank_of_warp(first, start, length):
+    return np.repeat(first + np.clip(start + np.arange(WARPS), 0, length - 1), WARP)
+
+
+def of_warp(ref):
+    return np.repeat(ref.exchanged(), WARP)
+
+
+def copy_numbers(source, index, target):
+    target.copy(np.array([source[i] for i in index[::WARP]]))
 
 
 def copy_rows(source, row, target):
@@ -224,7 +232,7 @@ def await_copies(unfinished):
 
 
 def spread(ref):
-    return list(ref.exchanged())  # numpy spreads them
+    return list(ref.at[_here["warpgroup"]].exchanged())  # numpy spreads them
 
 
 def put_words(ref, words):
@@ -263,6 +271,6 @@ def sync_warpgroup():
 
 
 LANE_FUNCTIONS = (
-    row, zeros, reciprocal, row_of_warp, copy_rows, end_copies, await_copies, spread, put_words, get_words, pack,
-    unpack, group_sums, add_group_sums, sync_warpgroup,
+    row, zeros, reciprocal, rank_of_warp, of_warp, copy_numbers, copy_rows, end_copies, await_copies, spread, put_words,
+    get_words, pack, unpack, group_sums, add_group_sums, sync_warpgroup,
 )  # fmt: skip

@@ -24,6 +24,7 @@ from zigma_kernels.mosaic_lanes import LANES
 from zigma_kernels.selective_scan.mosaic_carry import enter
 from zigma_kernels.selective_scan.mosaic_plan import (
     F32,
+    FOUND,
     GROUP,
     Place,
     Plan,
@@ -54,9 +55,10 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         carries_g = (next(refs), next(refs)) if carries is not None else None
         du_g, ddt_g, dBC_g, dA_g, dv_g, dstate_g = (next(refs) for _ in range(6))
         dz_g = next(refs) if z is not None else None
-        place = Place(plan, tokens_g)
+        found_s, BC_s, *own = refs
+        place = Place(plan, tokens_g, found_s)
         # of this warpgroup: rows of a chunk and of the next; of a group and of the next; what a chunk's adjoint needs
-        u_s, BC_s, x_s, past_s, keep_s, sums_s = (ref.at[place.warpgroup] for ref in refs)
+        u_s, x_s, past_s, keep_s, sums_s = (ref.at[place.warpgroup] for ref in own)
         here, batch = place.channels, place.batch
         A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
         skip, dt_bias = lanes.row(D_g.at[here]), lanes.row(bias_g.at[here])
@@ -64,45 +66,43 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         count = jnp.minimum(plan.chunks_per_split, plan.chunks - first)
         last = first + count - 1
 
-        def fetch(c, group, row):
-            here = c & 1, group
-            x = x_s.at[group & 1]
+        def fetch(g):
+            x, of_chunk = x_s.at[g & 1], g & (2 * groups - 1)
             pairs = [(ref, x.at[j]) for j, ref in enumerate(given(dt_g, dy_g, z_g))]
-            place.fetch(row, *pairs, (u_g, u_s.at[here]), (BC_g, BC_s.at[here]))
+            place.fetch(g, *pairs, (u_g, u_s.at[of_chunk]), (BC_g, BC_s.at[place.warpgroup, of_chunk]))
 
-        def both_projections(c, group, m):
+        def both_projections(g, m):
             """B and C of a group's tokens, four states of each."""
+            of_group = BC_s.at[:, g & (2 * groups - 1)]
             at = [2 * n * t + 4 * m for t in range(GROUP)]
-            row = BC_s.at[c & 1, group]
-            return [lanes.spread(row.at[pl.ds(i, 4)]) for i in at], [lanes.spread(row.at[pl.ds(i + n, 4)]) for i in at]
+            B = [lanes.spread(of_group.at[:, pl.ds(i, 4)]) for i in at]
+            return B, [lanes.spread(of_group.at[:, pl.ds(i + n, 4)]) for i in at]
 
-        def add_sums(at, half):
-            """Writes dB (half 0) or dC (half 16) of the group at token `at`, if that is one of ours."""
-            valid = jnp.where(at < (last + 1) * chunk, plan.length - at, 0)
-            lanes.add_group_sums(sums_s, dBC_g.at[place.column, batch], place.row(at), half, valid)
+        def add_sums(g, half):
+            """Writes dB (half 0) or dC (half n) of group g, if that is one of ours."""
+            count = jnp.where(g < (last + 1) * groups, plan.length - g * GROUP, 0)
+            lanes.add_group_sums(sums_s, dBC_g.at[place.column, batch], place.row(g), half, count)
 
         def put_sums(sums):
             lanes.sync_warpgroup()  # the last ones have been read
             for t in range(GROUP):
                 lanes.put_words(sums_s.at[t], sums[t])
 
-        def forward_group(c, i, carry):
-            h, row = carry
-            start = c * chunk
-            at = start + i * GROUP
+        def forward_group(c, i, h):
+            g, start = c * groups + i, c * groups
+            at = g * GROUP
             lanes.await_copies(0)
             lanes.sync_warpgroup()
-            is_last = i == groups - 1
-            fetch(jnp.where(is_last, c - 1, c), jnp.where(is_last, 0, i + 1), row)
-            add_sums(jnp.where(i == 0, start + chunk, at - GROUP), jnp.where(i == 0, 0, n))
-            row = place.row(jnp.where(i >= groups - 2, at + 2 * GROUP - 2 * chunk, at + 2 * GROUP))
-            rows = place.rows(at)
+            place.find(g - groups)
+            fetch(jnp.where(i == groups - 1, start - groups, g + 1))
+            add_sums(jnp.where(i == 0, start + groups, g - 1), jnp.where(i == 0, 0, n))
+            rows = place.rows(g)
             h = list(h)
             delta, du, dy, y, dz = [], [], [], [], []
             for t in range(GROUP):
                 lane = pl.ds(t * LANES, LANES)
-                uu = lanes.row(u_s.at[c & 1, i, lane]).astype(F32)
-                x, dy_t, *gate = (lanes.row(x_s.at[i & 1, j, lane]).astype(F32) for j in range(x_s.shape[1]))
+                uu = lanes.row(u_s.at[g & (2 * groups - 1), lane]).astype(F32)
+                x, dy_t, *gate = (lanes.row(x_s.at[g & 1, j, lane]).astype(F32) for j in range(x_s.shape[1]))
                 if z is None:
                     delta_t = softplus(x + dt_bias)
                 else:
@@ -119,7 +119,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             for m in range(n // 4):
                 four = range(4 * m, 4 * m + 4)
                 lanes.put_words(past_s.at[i, pl.ds(m, 1)], [h[k] for k in four])
-                B, C = both_projections(c, i, m)
+                B, C = both_projections(g, m)
                 products = [[] for _ in range(GROUP)]
                 for k in four:
                     for t in range(GROUP):
@@ -138,24 +138,24 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
 
                     place.within(at + t, put)
             put_sums(sums)
-            return tuple(h), row
+            return tuple(h)
 
         def backward_group(c, i, carry):
             lam, dA, dD, dbias = carry
             lam, dA = list(lam), list(dA)
             group = groups - 1 - i
-            at = c * chunk + group * GROUP
+            g = c * groups + group
             lanes.sync_warpgroup()
-            add_sums(jnp.where(i == 0, at, at + GROUP), jnp.where(i == 0, n, 0))
+            add_sums(jnp.where(i == 0, g, g + 1), jnp.where(i == 0, n, 0))
             lane = [pl.ds(t * LANES, LANES) for t in range(GROUP)]
             delta = [lanes.row(keep_s.at[0, group, lane[t]]) for t in range(GROUP)]
             dy = [lanes.row(keep_s.at[1, group, lane[t]]) for t in range(GROUP)]
-            du = [delta[t] * lanes.row(u_s.at[c & 1, group, lane[t]]).astype(F32) for t in range(GROUP)]
+            du = [delta[t] * lanes.row(u_s.at[g & (2 * groups - 1), lane[t]]).astype(F32) for t in range(GROUP)]
             sums = [[lanes.zeros()] * 4 for _ in range(GROUP)]
             d_du, d_delta = [lanes.zeros()] * GROUP, [lanes.zeros()] * GROUP
             for m in range(n // 4):
                 past = lanes.get_words(past_s.at[group, pl.ds(m, 1)])
-                B, C = both_projections(c, group, m)
+                B, C = both_projections(g, m)
                 products = [[] for _ in range(GROUP)]
                 for k in range(4 * m, 4 * m + 4):
                     decay = [jnp.exp2(delta[t] * A2[k]) for t in range(GROUP)]
@@ -173,9 +173,9 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                         lam[k] = decay[t] * dh
                 for t in range(GROUP):
                     sums[t] = lanes.group_sums(sums[t], m, products[t], exact)
-            rows = place.rows(at)
+            rows = place.rows(g)
             for t in range(GROUP):
-                uu = lanes.row(u_s.at[c & 1, group, lane[t]]).astype(F32)
+                uu = lanes.row(u_s.at[g & (2 * groups - 1), lane[t]]).astype(F32)
                 # A2 is A log2(e)
                 ddt = (d_delta[t] * LN2 + uu * d_du[t]) * sigmoid_of_softplus(delta[t])
                 dD, dbias = dD + dy[t] * uu, dbias + ddt
@@ -185,27 +185,27 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                     du_g[batch, r, here] = du_t
                     ddt_g[batch, r, here] = ddt
 
-                place.within(at + t, put)
+                place.within(g * GROUP + t, put)
             put_sums(sums)
             return tuple(lam), tuple(dA), dD, dbias
 
         def one_chunk(i, carry):
-            sums, state, row = carry
+            sums, state = carry
             c = last - i
             h = tuple(lanes.unpack(state) if packed else state)
-            _, row = lax.fori_loop(0, groups, lambda i, carry: forward_group(c, i, carry), (h, row))
+            lax.fori_loop(0, groups, lambda i, h: forward_group(c, i, h), h)
             state = tuple(place.states(starts_g, jnp.maximum(c - 1, 0)))  # read while the adjoint runs
-            return lax.fori_loop(0, groups, lambda i, carry: backward_group(c, i, carry), sums), state, row
+            return lax.fori_loop(0, groups, lambda i, sums: backward_group(c, i, sums), sums), state
 
         lam = place.states(dfinal_g)
         if carries is not None:
             lam = enter(place, A2, lam, *carries_g, reverse=True)
-        fetch(last, 0, place.row(last * chunk))
+        place.find_first([last * groups + i for i in range(groups)])
+        fetch(last * groups)
         sums = tuple(lam), (lanes.zeros(),) * n, lanes.zeros(), lanes.zeros()
-        carry = sums, tuple(place.states(starts_g, last)), place.row(last * chunk + GROUP)
-        (lam, dA, dD, dbias), *_ = lax.fori_loop(0, count, one_chunk, carry)
+        (lam, dA, dD, dbias), _ = lax.fori_loop(0, count, one_chunk, (sums, tuple(place.states(starts_g, last))))
         lanes.sync_warpgroup()
-        add_sums(first * chunk, 0)
+        add_sums(first * groups, 0)
         lanes.await_copies(0)
         place.put_states(dA_g, dA, place.part)
         place.put_states(dstate_g, lam, place.part)
@@ -225,8 +225,9 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         out.append(like)
     wgs = plan.warpgroups
     scratch = [
-        plgpu.SMEM((wgs, 2, groups, GROUP * LANES), u.dtype),
-        plgpu.SMEM((wgs, 2, groups, GROUP * 2 * n), F32),
+        plgpu.SMEM((wgs, FOUND, GROUP), jnp.int32),
+        plgpu.SMEM((wgs, 2 * groups, GROUP * 2 * n), F32),
+        plgpu.SMEM((wgs, 2 * groups, GROUP * LANES), u.dtype),
         plgpu.SMEM((wgs, 2, 2 + (z is not None), GROUP * LANES), u.dtype),
         plgpu.SMEM((wgs, groups, n // 4, LANES, 4), F32),
         plgpu.SMEM((wgs, 2, groups, GROUP * LANES), F32),

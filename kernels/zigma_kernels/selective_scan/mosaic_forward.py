@@ -17,6 +17,7 @@ from zigma_kernels.mosaic_lanes import LANES
 from zigma_kernels.selective_scan.mosaic_carry import enter
 from zigma_kernels.selective_scan.mosaic_plan import (
     F32,
+    FOUND,
     GROUP,
     STAGES,
     Place,
@@ -30,7 +31,7 @@ from zigma_kernels.selective_scan.mosaic_plan import (
 
 def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, state):
     """y, the state each split ends with (q, splits, n, d), and with `keep` those at the chunks' starts."""
-    n, chunk = plan.states, plan.chunk
+    n, groups = plan.states, plan.chunk // GROUP
     packed = u.dtype == jnp.bfloat16
 
     def kernel(*refs):
@@ -42,58 +43,56 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         carries_g = (next(refs), next(refs)) if carries is not None else None
         y_g, final_g = next(refs), next(refs)
         starts_g = next(refs) if keep else None
-        x_s, BC_s = refs
-        place = Place(plan, tokens_g)
+        x_s, BC_s, found_s = refs
+        place = Place(plan, tokens_g, found_s)
         here, batch = place.channels, place.batch
-        x_s, BC_s = x_s.at[place.warpgroup], BC_s.at[place.warpgroup]
+        x_s, own_BC_s = x_s.at[place.warpgroup], BC_s.at[place.warpgroup]
         A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
         skip, dt_bias = lanes.row(D_g.at[here]), lanes.row(bias_g.at[here])
         first = place.part * plan.chunks_per_split
         count = jnp.minimum(plan.chunks_per_split, plan.chunks - first)
-        begin = first * chunk
+        begin = first * groups
 
-        def slot(at):
-            return lax.rem(at // GROUP, STAGES)
-
-        def fetch(at, row):
-            x = x_s.at[slot(at)]
+        def fetch(g):
+            x = x_s.at[g & (STAGES - 1)]
             pairs = [(ref, x.at[j]) for j, ref in enumerate(given(u_g, dt_g, z_g))]
-            place.fetch(row, *pairs, (BC_g, BC_s.at[slot(at)]))
+            place.fetch(g, *pairs, (BC_g, own_BC_s.at[g & (STAGES - 1)]))
 
-        def prepare(at):
+        def prepare(g):
             """(delta, u, gate) of a group's tokens."""
+            rows = x_s.at[g & (STAGES - 1)]
             deltas, us, gates = [], [], []
             for t in range(GROUP):
                 lane = pl.ds(t * LANES, LANES)
-                us.append(lanes.row(x_s.at[slot(at), 0, lane]).astype(F32))
-                x, gate = lanes.row(x_s.at[slot(at), 1, lane]).astype(F32) + dt_bias, None
+                us.append(lanes.row(rows.at[0, lane]).astype(F32))
+                x, gate = lanes.row(rows.at[1, lane]).astype(F32) + dt_bias, None
                 if z is None:
                     delta = softplus(x)
                 else:
-                    gate = lanes.row(x_s.at[slot(at), 2, lane]).astype(F32)
+                    gate = lanes.row(rows.at[2, lane]).astype(F32)
                     delta, s = softplus_and_sigmoid(x, gate)
                     gate = gate * s
-                deltas.append(place.masked(at + t, delta))
+                deltas.append(place.masked(g * GROUP + t, delta))
                 gates.append(gate)
             return tuple(deltas), tuple(us), tuple(gates)
 
         def group(i, carry):
-            h, (delta, uu, gate), row = carry
-            at = begin + i * GROUP
+            h, (delta, uu, gate) = carry
+            g = begin + i
             lanes.await_copies(1)
             lanes.sync_warpgroup()
-            fetch(at + 3 * GROUP, row)
-            row, rows = place.row(at + 4 * GROUP), place.rows(at)
-            after = prepare(at + GROUP)
+            place.find(g + 5)
+            fetch(g + 3)
+            rows, after = place.rows(g), prepare(g + 1)
             if keep:
 
                 def put_start(h=h):
-                    place.put_states(starts_g, lanes.pack(h) if packed else h, at // chunk)
+                    place.put_states(starts_g, lanes.pack(h) if packed else h, g // groups)
 
-                pl.when(lax.rem(at, chunk) == 0)(put_start)
+                pl.when(lax.rem(g, groups) == 0)(put_start)
             h = list(h)
             du, y = [delta[t] * uu[t] for t in range(GROUP)], [skip * uu[t] for t in range(GROUP)]
-            BC = [lanes.spread(BC_s.at[slot(at), pl.ds(2 * n * t, 2 * n)]) for t in range(GROUP)]
+            BC = [lanes.spread(BC_s.at[:, g & (STAGES - 1), pl.ds(2 * n * t, 2 * n)]) for t in range(GROUP)]
             for k in range(n):
                 for t in range(GROUP):
                     h[k] = jnp.exp2(delta[t] * A2[k]) * h[k] + du[t] * BC[t][k]
@@ -104,18 +103,18 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
                 def put_row(r=rows[t], y_t=y_t):
                     y_g[batch, r, here] = y_t
 
-                place.within(at + t, put_row)
-            return tuple(h), after, row
+                place.within(g * GROUP + t, put_row)
+            return tuple(h), after
 
+        place.find_first([begin + i for i in range(5)])
         for i in range(3):
-            fetch(begin + i * GROUP, place.row(begin + i * GROUP))
+            fetch(begin + i)
         h = place.states(state_g)
         if carries is not None:
             h = enter(place, A2, h, *carries_g, reverse=False)
         lanes.await_copies(2)
         lanes.sync_warpgroup()
-        carry = tuple(h), prepare(begin), place.row(begin + 3 * GROUP)
-        h = lax.fori_loop(0, count * (chunk // GROUP), group, carry)[0]
+        h = lax.fori_loop(0, count * groups, group, (tuple(h), prepare(begin)))[0]
         lanes.await_copies(0)
         place.put_states(final_g, h, place.part)
 
@@ -126,6 +125,7 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
     scratch = [
         plgpu.SMEM((plan.warpgroups, STAGES, 2 + (z is not None), GROUP * LANES), u.dtype),
         plgpu.SMEM((plan.warpgroups, STAGES, GROUP * 2 * n), F32),
+        plgpu.SMEM((plan.warpgroups, FOUND, GROUP), jnp.int32),
     ]
     return plan.launch(kernel, tuple(out), scratch, plan.splits)(
         *given(tokens, u, dt, z, BC, A2, D, dt_bias, state, *(carries or ()))
