@@ -169,7 +169,7 @@ def await_copies(unfinished: int) -> None:
 
 
 def spread(ref: Any) -> list[Array]:
-    """The numbers of this warpgroup's row of `ref` (warpgroups, k), in shared memory, each as a lane array; k % 4 = 0."""
+    """The numbers of this warpgroup's row of `ref` (warpgroups, k), in shared memory, each as a lane array; 4 | k."""
     count = ref.shape[1]
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(jnp.float32)] * count)
