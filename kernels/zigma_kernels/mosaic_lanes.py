@@ -62,10 +62,13 @@ def _i32(value):
     return arith.constant(ir.IntegerType.get_signless(32), value)
 
 
+def _thread_of_block():
+    return arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
+
+
 def _thread():
     """Number of this thread in its warpgroup."""
-    thread = arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
-    return arith.remui(thread, _i32(LANES))
+    return arith.remui(_thread_of_block(), _i32(LANES))
 
 
 def _address(ref, offset, dtype):
@@ -85,35 +88,97 @@ def reciprocal(x: Array) -> Array:
     return approximate(x)
 
 
-def rows_of_warps(ref: Any, rows: Sequence[Any]) -> Array:
-    """Four rows of 32 numbers of `ref` (L, 32), in global memory: warp w gets row `rows[w]`, a number a lane."""
+def rank_of_warp(first: Any, start: Any, length: int) -> Array:
+    """first + start + w in warp w, with start + w held within 0 ... length - 1, as an int32 lane array."""
+    scalar = plgpu.Layout.WG_SPLAT(())
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), [plgpu.Layout.WG_SPLAT(())] * 4), return_type=_type(jnp.float32))
-    def load(_, ref, rows):
-        index = ir.IndexType.get()
+    @plgpu.inline_mgpu(arg_types=(scalar, scalar), return_type=_type(jnp.int32))
+    def rank(_, first, start):
+        rank = arith.addi(start.registers.flat[0], arith.divui(_thread(), _i32(32)))
+        rank = arith.minsi(arith.maxsi(rank, _i32(0)), _i32(length - 1))
+        return _lane_array(arith.addi(first.registers.flat[0], rank))
+
+    return rank(first, start)
+
+
+def of_warp(ref: Any) -> Array:
+    """Element w of `ref` (4,), int32, in shared memory, in warp w."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=_type(jnp.int32))
+    def load(_, ref):
+        return _lane_array(memref.load(ref, [arith.index_cast(ir.IndexType.get(), arith.divui(_thread(), _i32(32)))]))
+
+    return load(ref)
+
+
+def copy_numbers(source: Any, index: Array, target: Any) -> None:
+    """Starts to copy four int32, source[index[w]] by warp w, from (L,) in global memory to (4,) in shared memory."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LAYOUT, plgpu.RefType()))
+    def copy(_, source, index, target):
+        i32 = ir.IntegerType.get_signless(32)
+        here = _address(source, _scalar(index), i32)
+        there = _address(target, arith.divui(_thread(), _i32(32)), i32)
+        first = arith.cmpi(arith.CmpIPredicate.eq, arith.remui(_thread(), _i32(32)), _i32(0))
+        mgpu.utils.inline_ptx("cp.async.ca.shared.global [$0], [$1], 4;", there, here, predicate=first)
+
+    copy(source, index, target)
+
+
+def copy_rows(source: Any, row: Array, target: Any) -> None:
+    """Starts to copy four rows, `row[w]` by warp w, from (L, k) in global memory to (4 k,) in shared memory.
+
+    They are there for all after `await_copies` and `sync_warpgroup`.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LAYOUT, plgpu.RefType()))
+    def copy(_, source, row, target):
+        i64 = ir.IntegerType.get_signless(64)
+        memory = ir.MemRefType(source.type)
+        (stride, _), _ = memory.get_strides_and_offset()
+        each = memory.shape[1] // 32
+        size = each * mgpu.utils.bitwidth(memory.element_type) // 8
         lane = arith.remui(_thread(), _i32(32))
-        row = _by_warp([r.registers.flat[0] for r in rows])
-        return _lane_array(memref.load(ref, [arith.index_cast(index, row), arith.index_cast(index, lane)]))
+        offset = arith.addi(arith.muli(_scalar(row), _i32(stride)), arith.muli(lane, _i32(each)))
+        here = mgpu.utils.getelementptr(mgpu.utils.memref_ptr(source), [arith.extsi(i64, offset)], memory.element_type)
+        there = _address(target, arith.muli(_thread(), _i32(each)), memory.element_type)
+        cache = "cg" if size == 16 else "ca"
+        mgpu.utils.inline_ptx(f"cp.async.{cache}.shared.global [$0], [$1], {size};", there, here)
 
-    return load(ref, list(rows))
+    copy(source, row, target)
 
 
-def _by_warp(values):
-    """values[w] in warp w."""
-    warp = arith.divui(_thread(), _i32(32))
-    value = values[-1]
-    for w, other in enumerate(values[:-1]):
-        value = arith.select(arith.cmpi(arith.CmpIPredicate.eq, warp, _i32(w)), other, value)
-    return value
+def end_copies() -> None:
+    """The copies started since the last call make up one batch."""
+
+    @plgpu.inline_mgpu()
+    def end(_):
+        mgpu.utils.inline_ptx("cp.async.commit_group;")
+
+    end()
+
+
+def await_copies(unfinished: int) -> None:
+    """Waits until this thread's batches of copies are done but for the last `unfinished`."""
+
+    @plgpu.inline_mgpu()
+    def wait(_):
+        mgpu.utils.inline_ptx(f"cp.async.wait_group {unfinished};")
+
+    wait()
 
 
 def spread(ref: Any) -> list[Array]:
-    """The numbers of a contiguous row of shared memory, a multiple of 4 of them, each as a lane array."""
-    count = ref.shape[0]
+    """The numbers of this warpgroup's row of `ref` (warpgroups, k), in shared memory, each as a lane array; 4 | k."""
+    count = ref.shape[1]
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[_type(jnp.float32)] * count)
     def load(_, ref):
-        start = mgpu.utils.memref_ptr(ref)
+        # The number of the warpgroup is made of the thread's, of which ptxas cannot know that all lanes have the same:
+        # an address that it knows to be uniform it copies to a register before every single load.
+        warpgroup = arith.divui(_thread_of_block(), _i32(LANES))
+        (stride, _), _ = ir.MemRefType(ref.type).get_strides_and_offset()
+        start = _address(ref, arith.muli(warpgroup, _i32(stride)), ir.F32Type.get())
         return [x for i in range(0, count, 4) for x in _four(start, i)]
 
     return load(ref)
@@ -125,16 +190,6 @@ def _four(start, offset):
     pointer = mgpu.utils.getelementptr(start, [offset], f32)
     loaded = llvm.load(ir.VectorType.get((4,), f32), pointer, alignment=16)
     return [_lane_array(vector.extract(loaded, [], [j])) for j in range(4)]
-
-
-def sync_warp() -> None:
-    """What the lanes of a warp wrote to shared memory before is seen by all of them after."""
-
-    @plgpu.inline_mgpu()
-    def sync(_):
-        mgpu.utils.warp_barrier()
-
-    sync()
 
 
 def sync_warpgroup() -> None:
@@ -244,47 +299,35 @@ def group_sums(acc: Sequence[Array], m: int, four: Sequence[Array], exact: bool)
     return add(list(acc), list(four))
 
 
-def fold_group_sums(ref: Any, sums: Any) -> None:
-    """Adds up over each warp what it has from `group_sums` for two tokens, put by `put_words` in `ref` (2, 1, 128, 4).
+def add_group_sums(sums: Any, out: Any, row: Array, half: Any, count: Any) -> None:
+    """Adds up over the warpgroup what it has from `group_sums` for four tokens, put by `put_words` in `sums`.
 
-    sums: two rows of shared memory, of which warp w of each gets 16 totals at 32 w and after.
-    """
-
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))
-    def fold(_, ref, sums):
-        f32 = ir.F32Type.get()
-        lane, warp = arith.remui(_thread(), _i32(32)), arith.divui(_thread(), _i32(32))
-        token, k = arith.divui(lane, _i32(16)), arith.remui(lane, _i32(16))
-        start = arith.addi(arith.muli(token, _i32(4 * LANES)), arith.muli(warp, _i32(LANES)))
-        base = _address(ref, start, f32)
-        total = None
-        for g in range(8):  # the two half-warps read different groups at a time: other banks of shared memory
-            own = arith.addi(arith.muli(arith.xori(token, _i32(g)), _i32(16)), k)
-            part = llvm.load(f32, mgpu.utils.getelementptr(base, [own], f32))
-            total = part if total is None else arith.addf(total, part)
-        index = ir.IndexType.get()
-        at = arith.addi(arith.muli(warp, _i32(32)), k)
-        memref.store(total, sums, [arith.index_cast(index, token), arith.index_cast(index, at)])
-
-    fold(ref, sums)
-
-
-def add_warps(sums: Any, out: Any, rows: Sequence[Any], count: Any) -> None:
-    """Adds up what the four warps have in (4, 128) rows of `sums`, 32 numbers each; warp w writes the totals of row w.
-
-    out: (L, 32) in global memory; rows: where in it the four rows go, int32; of which the first `count` do.
+    sums: (4, 1, 128, 4) in shared memory. The 16 totals of token w go, by warp w, to columns `half` ... `half` + 15
+    of row `row` of `out` (L, 32), in global memory, for the first `count` tokens.
     """
     scalar = plgpu.Layout.WG_SPLAT(())
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), [scalar] * 4, scalar))
-    def add(_, sums, out, rows, count):
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), LAYOUT, scalar, scalar))
+    def add(_, sums, out, row, half, count):
         f32, index = ir.F32Type.get(), ir.IndexType.get()
         lane, warp = arith.remui(_thread(), _i32(32)), arith.divui(_thread(), _i32(32))
-        start = _address(sums, arith.addi(arith.muli(warp, _i32(LANES)), lane), f32)
-        parts = [llvm.load(f32, mgpu.utils.getelementptr(start, [32 * w], f32)) for w in range(4)]
-        total = arith.addf(arith.addf(parts[0], parts[1]), arith.addf(parts[2], parts[3]))
-        row = _by_warp([r.registers.flat[0] for r in rows])
-        with mgpu.utils.when(arith.cmpi(arith.CmpIPredicate.slt, warp, count.registers.flat[0])):
-            memref.store(total, out, [arith.index_cast(index, row), arith.index_cast(index, lane)])
+        number, share = arith.shrui(lane, _i32(1)), arith.andi(lane, _i32(1))  # a lane adds up two warps' groups
+        start = arith.addi(arith.muli(warp, _i32(4 * LANES)), arith.muli(share, _i32(2 * LANES)))
+        base = _address(sums, arith.addi(start, number), f32)
+        parts = []
+        for g in range(16):  # even and odd lanes read different groups at a time: other banks of shared memory
+            own = arith.muli(arith.xori(share, _i32(g)), _i32(16))
+            parts.append(llvm.load(f32, mgpu.utils.getelementptr(base, [own], f32)))
+        while len(parts) > 1:
+            parts = [arith.addf(x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+        other = mgpu.utils.shfl_bfly(parts[0], 1)
+        total = arith.addf(parts[0], other)
+        keeps = arith.andi(
+            arith.cmpi(arith.CmpIPredicate.slt, warp, count.registers.flat[0]),
+            arith.cmpi(arith.CmpIPredicate.eq, share, _i32(0)),
+        )
+        column = arith.addi(half.registers.flat[0], number)
+        with mgpu.utils.when(keeps):
+            memref.store(total, out, [arith.index_cast(index, _scalar(row)), arith.index_cast(index, column)])
 
-    add(sums, out, list(rows), count)
+    add(sums, out, row, half, count)

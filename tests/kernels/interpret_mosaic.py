@@ -28,16 +28,16 @@ from zigma_kernels.selective_scan import mosaic_backward, mosaic_carry, mosaic_f
 WARPS, WARP = 4, 32
 NUMPY = ("abs", "clip", "exp", "exp2", "maximum", "minimum", "where")
 _one_at_a_time = threading.Lock()
+_here = {}  # the place in the grid: axis name -> index
 
 
 def interpret(monkeypatch):
     """Lets the kernels run in numpy until the test ends."""
-    here = {}  # the place in the grid: axis name -> index
     stand_ins = {
         "jnp": _Replaced(jnp, **{name: getattr(np, name) for name in NUMPY}),
-        "lax": _Replaced(lax, axis_index=here.__getitem__, fori_loop=_loop, rem=np.fmod),
+        "lax": _Replaced(lax, axis_index=_here.__getitem__, fori_loop=_loop, rem=np.fmod),
         "pl": _Replaced(pl, when=lambda condition: lambda body: body() if condition else None),
-        "plgpu": _Replaced(plgpu, kernel=lambda *args, **kwargs: _kernel(here, *args, **kwargs)),
+        "plgpu": _Replaced(plgpu, kernel=_kernel),
     }
     for module in (mosaic_plan, mosaic_carry, mosaic_forward, mosaic_backward):
         for name in stand_ins.keys() & vars(module).keys():
@@ -67,7 +67,7 @@ def _loop(start, stop, body, carry):
     return carry
 
 
-def _kernel(here, body, out_type, grid, grid_names, num_threads, thread_name, scratch_types, compiler_params):
+def _kernel(body, out_type, grid, grid_names, num_threads, thread_name, scratch_types, compiler_params):
     """`plgpu.kernel`, as far as the scan uses it."""
     del compiler_params
     axes = dict(zip(grid_names, grid, strict=True)) | {thread_name: num_threads}
@@ -77,9 +77,10 @@ def _kernel(here, body, out_type, grid, grid_names, num_threads, thread_name, sc
         refs = [*(Ref(np.asarray(x)) for x in operands), *outs]
         for index in itertools.product(*map(range, axes.values())):
             with _one_at_a_time:  # devices have threads of their own
-                here.update(zip(axes, index, strict=True))
-                Shared.synced = dict.fromkeys(Shared.synced, 0)
+                _here.update(zip(axes, index, strict=True))
+                Shared.start()
                 body(*refs, *(Shared(_unwritten(x)) for x in scratch_types))
+                assert Shared.copies == [[]], "a kernel ends while copies are on their way"
         return tuple(ref.array for ref in outs)
 
     return lambda *operands: jax.pure_callback(run, out_type, *operands)
@@ -118,7 +119,7 @@ class _At:
         self.ref = ref
 
     def __getitem__(self, index):
-        index = _within(self.ref.shape, index)
+        index = (*_within(self.ref.shape, index), ...)  # a view even of a single number
         return type(self.ref)(self.ref.array[index], **{name: x[index] for name, x in self.ref.notes.items()})
 
 
@@ -139,34 +140,51 @@ class Shared(Ref):
     Time is the number of barriers passed.
     """
 
-    synced: ClassVar = {"warp": 0, "warpgroup": 0}  # when these last waited for one another
+    time: ClassVar = 0
+    copies: ClassVar[list] = [[]]  # batches of (target, values) that are on their way; the last is still being made up
 
     def __init__(self, array, **notes):
-        names = "write", "read in warp", "read in warpgroup"
-        super().__init__(array, **(notes or {name: np.full(array.shape, -1) for name in names}))
+        super().__init__(array, **(notes or {name: np.full(array.shape, -1) for name in ("write", "read", "copied")}))
 
     @classmethod
-    def sync(cls, *scopes):
-        cls.synced |= dict.fromkeys(scopes, max(cls.synced.values()) + 1)
+    def start(cls):
+        cls.time, cls.copies = 0, [[]]
 
     def note_write(self):
-        for scope, synced in self.synced.items():
-            assert (self.notes[f"read in {scope}"] < synced).all(), f"written while the {scope} may be reading"
-        self.notes["write"][...] = max(self.synced.values())
+        assert (self.notes["read"] < self.time).all(), "written while others may be reading"
+        self.notes["write"][...] = self.time
 
-    def exchanged(self, scope):
-        """All of it, of which lanes read what others of their warp or warpgroup wrote."""
-        assert (self.notes["write"] < self.synced[scope]).all(), f"read by a {scope} that did not wait for the writer"
-        self.notes[f"read in {scope}"][...] = max(self.synced.values())
-        return self[...]
+    def copy(self, values):
+        """Starts to; until they have arrived it is no use reading."""
+        self.note_write()
+        self.array[...] = _unwritten(self)
+        self.notes["write"][...] = np.iinfo(int).max
+        self.notes["copied"][...] = 1
+        self.copies[-1].append((self, values))
+
+    @classmethod
+    def await_copies(cls, unfinished):
+        while len(cls.copies) - 1 > unfinished:
+            for target, values in cls.copies.pop(0):
+                target.array[...] = values
+                target.notes["write"][...] = cls.time
+
+    def __getitem__(self, index):
+        part = self.at[index]
+        return part.array.copy() if part.shape else part.exchanged()  # one number is the same for all lanes
+
+    def exchanged(self):
+        """All of it, of which lanes read what others wrote."""
+        assert (self.notes["write"] < self.time).all(), "read by lanes that did not wait for the writer"
+        self.notes["read"][...] = self.time
+        return self.array.copy()
 
 
 def _within(shape, index):
     """The index as numpy takes it; refused where it leaves the array."""
-    if index is ...:
-        return index
-    index = index if isinstance(index, tuple) else (index,)
+    index = () if index is ... else index if isinstance(index, tuple) else (index,)
     index = tuple(slice(i.start, i.start + i.size) if isinstance(i, pl.Slice) else i for i in index)
+    index = tuple(i if isinstance(i, slice) else int(i) for i in index)  # an array would index a copy
     for i, size in zip(index, shape, strict=False):
         start, last = (i.start or 0, (i.stop or size) - 1) if isinstance(i, slice) else (i, i)
         if not 0 <= start <= last < size:
@@ -176,7 +194,8 @@ def _within(shape, index):
 
 def row(ref):
     assert ref.shape == (LANES,)
-    return ref[...]
+    copied = isinstance(ref, Shared) and (ref.notes["copied"] == 1).any()
+    return ref.exchanged() if copied else ref[...]
 
 
 def zeros():
@@ -187,12 +206,33 @@ def reciprocal(x):
     return 1 / x
 
 
-def rows_of_warps(ref, rows):
-    return np.concatenate([ref[r] for r in rows])
+def rank_of_warp(first, start, length):
+    return np.repeat(first + np.clip(start + np.arange(WARPS), 0, length - 1), WARP)
+
+
+def of_warp(ref):
+    return np.repeat(ref.exchanged(), WARP)
+
+
+def copy_numbers(source, index, target):
+    target.copy(np.array([source[i] for i in index[::WARP]]))
+
+
+def copy_rows(source, row, target):
+    assert source.dtype == target.dtype
+    target.copy(np.concatenate([source[r] for r in row[::WARP]]))
+
+
+def end_copies():
+    Shared.copies.append([])
+
+
+def await_copies(unfinished):
+    Shared.await_copies(unfinished)
 
 
 def spread(ref):
-    return list(ref.exchanged("warpgroup"))  # numpy spreads them
+    return list(ref.at[_here["warpgroup"]].exchanged())  # numpy spreads them
 
 
 def put_words(ref, words):
@@ -220,27 +260,17 @@ def group_sums(acc, m, four, exact):
     return list(np.stack(acc) + np.where(np.arange(LANES) % 4 == m, sums, 0))
 
 
-def fold_group_sums(ref, sums):
-    totals = ref.exchanged("warp").reshape(2, WARPS, WARP // 4, 16).sum(2)
-    for w in range(WARPS):
-        sums[:, w * WARP : w * WARP + 16] = totals[:, w]
-
-
-def add_warps(sums, out, rows, count):
-    totals = sums.exchanged("warpgroup").reshape(4, WARPS, WARP).sum(1)
-    for r, total in list(zip(rows, totals, strict=True))[:count]:
-        out[r] = total
-
-
-def sync_warp():
-    Shared.sync("warp")
+def add_group_sums(sums, out, row, half, count):
+    totals = sums.exchanged().reshape(4, LANES // 4, 16).sum(1)
+    for r, total in list(zip(row[::WARP], totals, strict=True))[: max(count, 0)]:
+        out[r, pl.ds(half, 16)] = total
 
 
 def sync_warpgroup():
-    Shared.sync("warp", "warpgroup")
+    Shared.time += 1
 
 
 LANE_FUNCTIONS = (
-    row, zeros, reciprocal, rows_of_warps, spread, put_words, get_words, pack, unpack, group_sums, fold_group_sums,
-    add_warps, sync_warp, sync_warpgroup,
+    row, zeros, reciprocal, rank_of_warp, of_warp, copy_numbers, copy_rows, end_copies, await_copies, spread, put_words,
+    get_words, pack, unpack, group_sums, add_group_sums, sync_warpgroup,
 )  # fmt: skip

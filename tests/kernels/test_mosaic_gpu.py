@@ -128,9 +128,9 @@ def test_interpreted_under_shard_map():
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", ["sync_warp", "sync_warpgroup"])
-def test_a_missing_barrier_is_found(name, monkeypatch):
-    monkeypatch.setattr(f"zigma_kernels.mosaic_lanes.{name}", lambda: None)
+@pytest.mark.parametrize("name", ["sync_warpgroup", "await_copies"])
+def test_not_waiting_is_found(name, monkeypatch):
+    monkeypatch.setattr(f"zigma_kernels.mosaic_lanes.{name}", lambda *_: None)
     with pytest.raises(Exception, match=r"did not wait|may be reading"):
         outputs_and_gradients(CASES["plain"].arguments(), "mosaic_gpu")
 

@@ -24,6 +24,7 @@ from zigma_kernels.mosaic_lanes import LANES
 from zigma_kernels.selective_scan.mosaic_carry import enter
 from zigma_kernels.selective_scan.mosaic_plan import (
     F32,
+    FOUND,
     GROUP,
     Place,
     Plan,
@@ -39,11 +40,11 @@ LN2 = 0.6931471805599453
 
 def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, z, dt_bias):
     """(du, ddt, dBC, dA, dD and ddt_bias, dstate, dz); dBC by 128 channels, (d / 128, b, L, 2 n); dA, dD,
-    ddt_bias by sequence and part."""
+    ddt_bias by sequence and split."""
     n, chunk = plan.states, plan.chunk
     groups = chunk // GROUP
     packed = u.dtype == jnp.bfloat16
-    exact = u.dtype == F32
+    exact = not packed
 
     def kernel(*refs):
         refs = iter(refs)
@@ -54,73 +55,75 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         carries_g = (next(refs), next(refs)) if carries is not None else None
         du_g, ddt_g, dBC_g, dA_g, dv_g, dstate_g = (next(refs) for _ in range(6))
         dz_g = next(refs) if z is not None else None
-        A_s, BC_s, past_s, keep_s, u_s, groups_s, sums_s = refs
-        place = Place(plan, tokens_g)
-        here, batch, wg = place.channels, place.batch, place.warpgroup
+        found_s, BC_s, *own = refs
+        place = Place(plan, tokens_g, found_s)
+        # of this warpgroup: rows of a chunk and of the next; of a group and of the next; what a chunk's adjoint needs
+        u_s, x_s, past_s, keep_s, sums_s = (ref.at[place.warpgroup] for ref in own)
+        here, batch = place.channels, place.batch
         A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
-        lanes.put_words(A_s.at[wg], A2)
         skip, dt_bias = lanes.row(D_g.at[here]), lanes.row(bias_g.at[here])
         first = place.part * plan.chunks_per_split
         count = jnp.minimum(plan.chunks_per_split, plan.chunks - first)
+        last = first + count - 1
 
-        def read(rows):
-            gates = [lanes.row(z_g.at[batch, r, here]) for r in rows] if z is not None else None
-            us, dts, dys = ([lanes.row(ref.at[batch, r, here]) for r in rows] for ref in (u_g, dt_g, dy_g))
-            return us, dts, dys, gates, lanes.rows_of_warps(BC_g.at[batch], rows)
+        def fetch(g):
+            x, of_chunk = x_s.at[g & 1], g & (2 * groups - 1)
+            pairs = [(ref, x.at[j]) for j, ref in enumerate(given(dt_g, dy_g, z_g))]
+            place.fetch(g, *pairs, (u_g, u_s.at[of_chunk]), (BC_g, BC_s.at[place.warpgroup, of_chunk]))
 
-        def both_projections(group, m):
+        def both_projections(g, m):
             """B and C of a group's tokens, four states of each."""
+            of_group = BC_s.at[:, g & (2 * groups - 1)]
             at = [2 * n * t + 4 * m for t in range(GROUP)]
-            B = [lanes.spread(BC_s.at[wg, group, pl.ds(i, 4)]) for i in at]
-            return B, [lanes.spread(BC_s.at[wg, group, pl.ds(i + n, 4)]) for i in at]
+            B = [lanes.spread(of_group.at[:, pl.ds(i, 4)]) for i in at]
+            return B, [lanes.spread(of_group.at[:, pl.ds(i + n, 4)]) for i in at]
 
-        def fold(products, slot, half):
-            """products: of GROUP tokens, the accumulators of `group_sums`."""
-            for pair in range(0, GROUP, 2):
-                lanes.sync_warp()
-                for t in range(2):
-                    lanes.put_words(groups_s.at[wg, t], products[pair + t])
-                lanes.sync_warp()
-                at = pl.ds(16 * half, LANES - 16 * half)
-                lanes.fold_group_sums(groups_s.at[wg], sums_s.at[wg, pl.ds(slot + pair, 2), at])
+        def add_sums(g, half):
+            """Writes dB (half 0) or dC (half n) of group g, if that is one of ours."""
+            count = jnp.where(g < (last + 1) * groups, plan.length - g * GROUP, 0)
+            lanes.add_group_sums(sums_s, dBC_g.at[place.column, batch], place.row(g), half, count)
 
-        def forward_group(start, i, carry):
-            h, rows, raw, next_rows = carry
-            slot = i * GROUP
-            at = start + slot
-            BC_s[wg, i, :] = raw[4]
+        def put_sums(sums):
+            lanes.sync_warpgroup()  # the last ones have been read
+            for t in range(GROUP):
+                lanes.put_words(sums_s.at[t], sums[t])
+
+        def forward_group(c, i, h):
+            g, start = c * groups + i, c * groups
+            at = g * GROUP
+            lanes.await_copies(0)
             lanes.sync_warpgroup()
+            place.find(g - groups)
+            fetch(jnp.where(i == groups - 1, start - groups, g + 1))
+            add_sums(jnp.where(i == 0, start + groups, g - 1), jnp.where(i == 0, 0, n))
+            rows = place.rows(g)
             h = list(h)
             delta, du, dy, y, dz = [], [], [], [], []
             for t in range(GROUP):
-                uu, x = raw[0][t].astype(F32), raw[1][t].astype(F32) + dt_bias
-                dy_t = raw[2][t].astype(F32)
+                lane = pl.ds(t * LANES, LANES)
+                uu = lanes.row(u_s.at[g & (2 * groups - 1), lane]).astype(F32)
+                x, dy_t, *gate = (lanes.row(x_s.at[g & 1, j, lane]).astype(F32) for j in range(x_s.shape[1]))
                 if z is None:
-                    delta_t = softplus(x)
+                    delta_t = softplus(x + dt_bias)
                 else:
-                    gate = raw[3][t].astype(F32)
-                    delta_t, s = softplus_and_sigmoid(x, gate)
-                    dz.append(dy_t * s * (1.0 + gate * (1.0 - s)))
-                    dy_t = dy_t * gate * s
+                    delta_t, s = softplus_and_sigmoid(x + dt_bias, gate[0])
+                    dz.append(dy_t * s * (1.0 + gate[0] * (1.0 - s)))
+                    dy_t = dy_t * gate[0] * s
                 delta.append(place.masked(at + t, delta_t))
                 dy.append(place.masked(at + t, dy_t))
                 du.append(delta[t] * uu)
                 y.append(skip * uu)
-                keep_s[wg, 0, slot + t, :] = delta[t]
-                keep_s[wg, 1, slot + t, :] = dy[t]
-                u_s[wg, slot + t, :] = raw[0][t]
-            next_raw = read(next_rows)
-            later_rows = place.rows(at + 2 * GROUP)
+                keep_s[0, i, lane] = delta[t]
+                keep_s[1, i, lane] = dy[t]
             sums = [[lanes.zeros()] * 4 for _ in range(GROUP)]
             for m in range(n // 4):
                 four = range(4 * m, 4 * m + 4)
-                lanes.put_words(past_s.at[wg, i, pl.ds(m, 1)], [h[k] for k in four])
-                B, C = both_projections(i, m)
-                a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)])
+                lanes.put_words(past_s.at[i, pl.ds(m, 1)], [h[k] for k in four])
+                B, C = both_projections(g, m)
                 products = [[] for _ in range(GROUP)]
                 for k in four:
                     for t in range(GROUP):
-                        h[k] = jnp.exp2(delta[t] * a[k % 4]) * h[k] + du[t] * B[t][k % 4]
+                        h[k] = jnp.exp2(delta[t] * A2[k]) * h[k] + du[t] * B[t][k % 4]
                         if z is not None:
                             y[t] = y[t] + h[k] * C[t][k % 4]
                         products[t].append(h[k] * dy[t])
@@ -134,26 +137,28 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                         dz_g[batch, r, here] = dz_t
 
                     place.within(at + t, put)
-            fold(sums, slot, 1)
-            return tuple(h), next_rows, next_raw, later_rows
+            put_sums(sums)
+            return tuple(h)
 
-        def backward_group(start, i, carry):
+        def backward_group(c, i, carry):
             lam, dA, dD, dbias = carry
             lam, dA = list(lam), list(dA)
             group = groups - 1 - i
-            slot = group * GROUP
-            delta = [lanes.row(keep_s.at[wg, 0, slot + t]) for t in range(GROUP)]
-            dy = [lanes.row(keep_s.at[wg, 1, slot + t]) for t in range(GROUP)]
-            du = [delta[t] * lanes.row(u_s.at[wg, slot + t]).astype(F32) for t in range(GROUP)]
+            g = c * groups + group
+            lanes.sync_warpgroup()
+            add_sums(jnp.where(i == 0, g, g + 1), jnp.where(i == 0, n, 0))
+            lane = [pl.ds(t * LANES, LANES) for t in range(GROUP)]
+            delta = [lanes.row(keep_s.at[0, group, lane[t]]) for t in range(GROUP)]
+            dy = [lanes.row(keep_s.at[1, group, lane[t]]) for t in range(GROUP)]
+            du = [delta[t] * lanes.row(u_s.at[g & (2 * groups - 1), lane[t]]).astype(F32) for t in range(GROUP)]
             sums = [[lanes.zeros()] * 4 for _ in range(GROUP)]
             d_du, d_delta = [lanes.zeros()] * GROUP, [lanes.zeros()] * GROUP
             for m in range(n // 4):
-                past = lanes.get_words(past_s.at[wg, group, pl.ds(m, 1)])
-                B, C = both_projections(group, m)
-                a = lanes.get_words(A_s.at[wg, pl.ds(m, 1)])
+                past = lanes.get_words(past_s.at[group, pl.ds(m, 1)])
+                B, C = both_projections(g, m)
                 products = [[] for _ in range(GROUP)]
                 for k in range(4 * m, 4 * m + 4):
-                    decay = [jnp.exp2(delta[t] * a[k % 4]) for t in range(GROUP)]
+                    decay = [jnp.exp2(delta[t] * A2[k]) for t in range(GROUP)]
                     h, w = past[k % 4], []
                     for t in range(GROUP):
                         w.append(decay[t] * h)
@@ -162,15 +167,15 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                         dh = lam[k] + C[t][k % 4] * dy[t]
                         d_du[t] = d_du[t] + dh * B[t][k % 4]
                         dhw = dh * w[t]
-                        d_delta[t] = d_delta[t] + dhw * a[k % 4]
+                        d_delta[t] = d_delta[t] + dhw * A2[k]
                         dA[k] = dA[k] + delta[t] * dhw
                         products[t].append(dh * du[t])
                         lam[k] = decay[t] * dh
                 for t in range(GROUP):
                     sums[t] = lanes.group_sums(sums[t], m, products[t], exact)
-            rows = place.rows(start + slot)
+            rows = place.rows(g)
             for t in range(GROUP):
-                uu = lanes.row(u_s.at[wg, slot + t]).astype(F32)
+                uu = lanes.row(u_s.at[g & (2 * groups - 1), lane[t]]).astype(F32)
                 # A2 is A log2(e)
                 ddt = (d_delta[t] * LN2 + uu * d_du[t]) * sigmoid_of_softplus(delta[t])
                 dD, dbias = dD + dy[t] * uu, dbias + ddt
@@ -180,39 +185,28 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                     du_g[batch, r, here] = du_t
                     ddt_g[batch, r, here] = ddt
 
-                place.within(start + slot + t, put)
-            fold(sums, slot, 0)
+                place.within(g * GROUP + t, put)
+            put_sums(sums)
             return tuple(lam), tuple(dA), dD, dbias
 
         def one_chunk(i, carry):
-            sums, raw = carry
-            c = first + count - 1 - i
-            start = c * chunk
-            h = place.states(starts_g, c)
-            h = tuple(lanes.unpack(h) if packed else h)
-            carry = h, place.rows(start), raw, place.rows(start + GROUP)
-            lax.fori_loop(0, groups, lambda i, carry: forward_group(start, i, carry), carry)
-            # what the chunk before needs first is read while this one's adjoint runs
-            raw = read(place.rows(start - chunk))
-            sums = lax.fori_loop(0, groups, lambda i, carry: backward_group(start, i, carry), sums)
-            lanes.sync_warpgroup()
-            for group in range(groups):
-                at = start + group * GROUP
-
-                def put(at=at, group=group):
-                    sums, out = sums_s.at[wg, pl.ds(group * GROUP, GROUP)], dBC_g.at[place.column, batch]
-                    lanes.add_warps(sums, out, place.rows(at), plan.length - at)
-
-                place.within(at, put)
-            return sums, raw
+            sums, state = carry
+            c = last - i
+            h = tuple(lanes.unpack(state) if packed else state)
+            lax.fori_loop(0, groups, lambda i, h: forward_group(c, i, h), h)
+            state = tuple(place.states(starts_g, jnp.maximum(c - 1, 0)))  # read while the adjoint runs
+            return lax.fori_loop(0, groups, lambda i, sums: backward_group(c, i, sums), sums), state
 
         lam = place.states(dfinal_g)
         if carries is not None:
             lam = enter(place, A2, lam, *carries_g, reverse=True)
-        last = first + count - 1
+        place.find_first([last * groups + i for i in range(groups)])
+        fetch(last * groups)
         sums = tuple(lam), (lanes.zeros(),) * n, lanes.zeros(), lanes.zeros()
-        carry = sums, read(place.rows(last * chunk))
-        (lam, dA, dD, dbias), *_ = lax.fori_loop(0, count, one_chunk, carry)
+        (lam, dA, dD, dbias), _ = lax.fori_loop(0, count, one_chunk, (sums, tuple(place.states(starts_g, last))))
+        lanes.sync_warpgroup()
+        add_sums(first * groups, 0)
+        lanes.await_copies(0)
         place.put_states(dA_g, dA, place.part)
         place.put_states(dstate_g, lam, place.part)
         place.put_states(dv_g, [dD, dbias], place.part)
@@ -231,14 +225,14 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         out.append(like)
     wgs = plan.warpgroups
     scratch = [
-        plgpu.SMEM((wgs, n // 4, LANES, 4), F32),
-        plgpu.SMEM((wgs, groups, GROUP * 2 * n), F32),
+        plgpu.SMEM((wgs, FOUND, GROUP), jnp.int32),
+        plgpu.SMEM((wgs, 2 * groups, GROUP * 2 * n), F32),
+        plgpu.SMEM((wgs, 2 * groups, GROUP * LANES), u.dtype),
+        plgpu.SMEM((wgs, 2, 2 + (z is not None), GROUP * LANES), u.dtype),
         plgpu.SMEM((wgs, groups, n // 4, LANES, 4), F32),
-        plgpu.SMEM((wgs, 2, chunk, LANES), F32),
-        plgpu.SMEM((wgs, chunk, LANES), u.dtype),
-        plgpu.SMEM((wgs, 2, 1, LANES, 4), F32),
-        plgpu.SMEM((wgs, chunk, LANES), F32),
+        plgpu.SMEM((wgs, 2, groups, GROUP * LANES), F32),
+        plgpu.SMEM((wgs, GROUP, 1, LANES, 4), F32),
     ]
-    return plan.launch(kernel, tuple(out), scratch, plan.splits)(
+    return plan.launch(kernel, tuple(out), scratch, splits)(
         *given(tokens, u, dt, dy, z, BC, A2, D, dt_bias, starts, dfinal, *(carries or ()))
     )

@@ -13,9 +13,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
+from zigma_kernels.mosaic_lanes import LANES
 from zigma_kernels.selective_scan.mosaic_plan import (
     F32,
+    FOUND,
     GROUP,
+    STAGES,
     Place,
     Plan,
     given,
@@ -37,75 +40,77 @@ def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
         tokens_g = next(refs) if tokens is not None else None
         x_g, dt_g = next(refs), next(refs)
         z_g = next(refs) if z is not None else None
-        BC_g, A_g, bias_g, carry_g, total_g, BC_s = refs
-        place = Place(plan, tokens_g)
-        here = place.channels
-        A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
-        dt_bias = lanes.row(bias_g.at[here])
+        BC_g, A_g, bias_g, carry_g, total_g, x_s, BC_s, found_s = refs
+        place = Place(plan, tokens_g, found_s)
+        x_s, own_BC_s = x_s.at[place.warpgroup], BC_s.at[place.warpgroup]
+        A2 = [lanes.row(A_g.at[k, place.channels]) for k in range(n)]
+        dt_bias = lanes.row(bias_g.at[place.channels])
         piece = place.part + plan.pieces * reverse
         chunks = plan.chunks_per_split // plan.pieces
-        first = piece * chunks * chunk
         groups = jnp.clip(plan.chunks - piece * chunks, 0, chunks) * (chunk // GROUP)
+        begin = piece * chunks * (chunk // GROUP)
 
-        def at(i):
-            return first + (groups - 1 - i if reverse else i) * GROUP
+        def visited(i):
+            return begin + groups - 1 - i if reverse else begin + i
 
-        def read(rows):
-            gates = [lanes.row(z_g.at[place.batch, r, here]) for r in rows] if z is not None else None
-            xs, dts = ([lanes.row(ref.at[place.batch, r, here]) for r in rows] for ref in (x_g, dt_g))
-            return xs, dts, gates, lanes.rows_of_warps(BC_g.at[place.batch], rows)
+        def fetch(g):
+            x = x_s.at[g & (STAGES - 1)]
+            pairs = [(ref, x.at[j]) for j, ref in enumerate(given(x_g, dt_g, z_g))]
+            place.fetch(g, *pairs, (BC_g, own_BC_s.at[g & (STAGES - 1)]))
 
-        def prepare(i, raw):
+        def prepare(g):
+            """(delta, factor of B or C) of a group's tokens."""
+            rows = x_s.at[g & (STAGES - 1)]
             deltas, factors = [], []
             for t in range(GROUP):
-                factor, raw_delta = raw[0][t].astype(F32), raw[1][t].astype(F32) + dt_bias
+                values = [lanes.row(rows.at[j, pl.ds(t * LANES, LANES)]) for j in range(rows.shape[0])]
+                factor, raw_delta, *gate = (value.astype(F32) for value in values)
                 if z is None:
-                    delta = softplus(raw_delta)
+                    delta = softplus(raw_delta + dt_bias)
                 else:
-                    gate = raw[2][t].astype(F32)
-                    delta, s = softplus_and_sigmoid(raw_delta, gate)
-                    factor = factor * gate * s
-                delta = place.masked(at(i) + t, delta)
+                    delta, s = softplus_and_sigmoid(raw_delta + dt_bias, gate[0])
+                    factor = factor * gate[0] * s
+                delta = place.masked(g * GROUP + t, delta)
                 deltas.append(delta)
-                factors.append(place.masked(at(i) + t, factor) if reverse else delta * factor)
+                factors.append(place.masked(g * GROUP + t, factor) if reverse else delta * factor)
             return tuple(deltas), tuple(factors)
 
         def group(i, carry):
-            h, total, now, raw, rows = carry
+            h, total, (delta, factor) = carry
+            lanes.await_copies(1)
             lanes.sync_warpgroup()
-            BC_s[place.warpgroup, lax.rem(i + 1, 2), :] = raw[3]
-            later = read(rows)
-            rows = place.rows(at(i + 3))
-            after = prepare(i + 1, raw)
-            h, (delta, factor) = list(h), now
-            P = [
-                lanes.spread(BC_s.at[place.warpgroup, lax.rem(i, 2), pl.ds((2 * t + reverse) * n, n)])
-                for t in range(GROUP)
-            ]
+            place.find(visited(i + 5))
+            fetch(visited(i + 3))
+            after = prepare(visited(i + 1))
+            h = list(h)
+            at = [(2 * t + reverse) * n for t in range(GROUP)]
+            P = [lanes.spread(BC_s.at[:, visited(i) & (STAGES - 1), pl.ds(at[t], n)]) for t in range(GROUP)]
             for k in range(n):
                 for t in reversed(range(GROUP)) if reverse else range(GROUP):
-                    a, x = jnp.exp2(delta[t] * A2[k]), factor[t] * P[t][k]
-                    h[k] = a * (h[k] + x) if reverse else a * h[k] + x
+                    decay, x = jnp.exp2(delta[t] * A2[k]), factor[t] * P[t][k]
+                    h[k] = decay * (h[k] + x) if reverse else decay * h[k] + x
             for t in range(GROUP):
                 total = total + delta[t]
-            return tuple(h), total, after, later, rows
+            return tuple(h), total, after
 
-        raw = read(place.rows(at(0)))
-        BC_s[place.warpgroup, 0, :] = raw[3]
-        carry = (
-            (lanes.zeros(),) * n,
-            lanes.zeros(),
-            prepare(0, raw),
-            read(place.rows(at(1))),
-            place.rows(at(2)),
-        )
+        place.find_first([visited(i) for i in range(5)])
+        for i in range(3):
+            fetch(visited(i))
+        lanes.await_copies(2)
+        lanes.sync_warpgroup()
+        carry = (lanes.zeros(),) * n, lanes.zeros(), prepare(visited(0))
         h, total, *_ = lax.fori_loop(0, groups, group, carry)
+        lanes.await_copies(0)
         place.put_states(carry_g, h, piece)
         place.put_states(total_g, [total], piece)
 
     pieces = plan.splits * plan.pieces
     out = shape(plan.sequences, pieces, n, plan.channels), shape(plan.sequences, pieces, 1, plan.channels)
-    scratch = [plgpu.SMEM((plan.warpgroups, 2, GROUP * 2 * n), F32)]
+    scratch = [
+        plgpu.SMEM((plan.warpgroups, STAGES, 2 + (z is not None), GROUP * LANES), x.dtype),
+        plgpu.SMEM((plan.warpgroups, STAGES, GROUP * 2 * n), F32),
+        plgpu.SMEM((plan.warpgroups, FOUND, GROUP), jnp.int32),
+    ]
     run = plan.launch(kernel, out, scratch, pieces - plan.pieces)
     return run(*given(tokens, x, dt, z, BC, A2, dt_bias))
 

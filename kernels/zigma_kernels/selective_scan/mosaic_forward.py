@@ -1,4 +1,8 @@
-"""The selective scan's forward pass as a Mosaic GPU kernel: one channel a thread, its n states in registers."""
+"""The selective scan's forward pass as a Mosaic GPU kernel: one channel a thread, its n states in registers.
+
+While a group of tokens is scanned, the elementwise work of the next is done, and the rows of those after it are on
+their way to shared memory.
+"""
 
 # References that are None are those of arrays that are.
 # pyright: reportOptionalMemberAccess=false, reportOptionalIterable=false
@@ -9,10 +13,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
+from zigma_kernels.mosaic_lanes import LANES
 from zigma_kernels.selective_scan.mosaic_carry import enter
 from zigma_kernels.selective_scan.mosaic_plan import (
     F32,
+    FOUND,
     GROUP,
+    STAGES,
     Place,
     Plan,
     given,
@@ -23,8 +30,8 @@ from zigma_kernels.selective_scan.mosaic_plan import (
 
 
 def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, state):
-    """y, the state each part ends with (q, splits, n, d), and with `keep` those at the chunks' starts."""
-    n, chunk = plan.states, plan.chunk
+    """y, the state each split ends with (q, splits, n, d), and with `keep` those at the chunks' starts."""
+    n, groups = plan.states, plan.chunk // GROUP
     packed = u.dtype == jnp.bfloat16
 
     def kernel(*refs):
@@ -36,45 +43,56 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         carries_g = (next(refs), next(refs)) if carries is not None else None
         y_g, final_g = next(refs), next(refs)
         starts_g = next(refs) if keep else None
-        (BC_s,) = refs
-        place = Place(plan, tokens_g)
+        x_s, BC_s, found_s = refs
+        place = Place(plan, tokens_g, found_s)
         here, batch = place.channels, place.batch
+        x_s, own_BC_s = x_s.at[place.warpgroup], BC_s.at[place.warpgroup]
         A2 = [lanes.row(A_g.at[k, here]) for k in range(n)]
         skip, dt_bias = lanes.row(D_g.at[here]), lanes.row(bias_g.at[here])
         first = place.part * plan.chunks_per_split
         count = jnp.minimum(plan.chunks_per_split, plan.chunks - first)
+        begin = first * groups
 
-        def read(rows):
-            gates = [lanes.row(z_g.at[batch, r, here]) for r in rows] if z is not None else None
-            us, dts = ([lanes.row(ref.at[batch, r, here]) for r in rows] for ref in (u_g, dt_g))
-            return us, dts, gates, lanes.rows_of_warps(BC_g.at[batch], rows)
+        def fetch(g):
+            x = x_s.at[g & (STAGES - 1)]
+            pairs = [(ref, x.at[j]) for j, ref in enumerate(given(u_g, dt_g, z_g))]
+            place.fetch(g, *pairs, (BC_g, own_BC_s.at[g & (STAGES - 1)]))
 
-        def prepare(i, raw):
-            deltas, gates = [], []
+        def prepare(g):
+            """(delta, u, gate) of a group's tokens."""
+            rows = x_s.at[g & (STAGES - 1)]
+            deltas, us, gates = [], [], []
             for t in range(GROUP):
-                x = raw[1][t].astype(F32) + dt_bias
+                lane = pl.ds(t * LANES, LANES)
+                us.append(lanes.row(rows.at[0, lane]).astype(F32))
+                x, gate = lanes.row(rows.at[1, lane]).astype(F32) + dt_bias, None
                 if z is None:
-                    delta, gate = softplus(x), None
+                    delta = softplus(x)
                 else:
-                    gate = raw[2][t].astype(F32)
+                    gate = lanes.row(rows.at[2, lane]).astype(F32)
                     delta, s = softplus_and_sigmoid(x, gate)
                     gate = gate * s
-                deltas.append(place.masked(i + t, delta))
+                deltas.append(place.masked(g * GROUP + t, delta))
                 gates.append(gate)
-            return tuple(deltas), tuple(raw[0][t].astype(F32) for t in range(GROUP)), tuple(gates)
+            return tuple(deltas), tuple(us), tuple(gates)
 
-        def group(start, i, carry):
-            h, now, rows, raw, next_rows, later_rows = carry
-            at = start + i * GROUP
-            parity = lax.rem(at // GROUP, 2)
+        def group(i, carry):
+            h, (delta, uu, gate) = carry
+            g = begin + i
+            lanes.await_copies(1)
             lanes.sync_warpgroup()
-            BC_s[place.warpgroup, 1 - parity, :] = raw[3]
-            later = read(later_rows)
-            more_rows = place.rows(at + 3 * GROUP)
-            after = prepare(at + GROUP, raw)
-            h, (delta, uu, gate) = list(h), now
+            place.find(g + 5)
+            fetch(g + 3)
+            rows, after = place.rows(g), prepare(g + 1)
+            if keep:
+
+                def put_start(h=h):
+                    place.put_states(starts_g, lanes.pack(h) if packed else h, g // groups)
+
+                pl.when(lax.rem(g, groups) == 0)(put_start)
+            h = list(h)
             du, y = [delta[t] * uu[t] for t in range(GROUP)], [skip * uu[t] for t in range(GROUP)]
-            BC = [lanes.spread(BC_s.at[place.warpgroup, parity, pl.ds(2 * n * t, 2 * n)]) for t in range(GROUP)]
+            BC = [lanes.spread(BC_s.at[:, g & (STAGES - 1), pl.ds(2 * n * t, 2 * n)]) for t in range(GROUP)]
             for k in range(n):
                 for t in range(GROUP):
                     h[k] = jnp.exp2(delta[t] * A2[k]) * h[k] + du[t] * BC[t][k]
@@ -85,31 +103,30 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
                 def put_row(r=rows[t], y_t=y_t):
                     y_g[batch, r, here] = y_t
 
-                place.within(at + t, put_row)
-            return tuple(h), after, next_rows, later, later_rows, more_rows
+                place.within(g * GROUP + t, put_row)
+            return tuple(h), after
 
-        def one_chunk(c, carry):
-            if keep:
-                place.put_states(starts_g, lanes.pack(carry[0]) if packed else carry[0], first + c)
-            start = (first + c) * chunk
-            return lax.fori_loop(0, chunk // GROUP, lambda i, carry: group(start, i, carry), carry)
-
+        place.find_first([begin + i for i in range(5)])
+        for i in range(3):
+            fetch(begin + i)
         h = place.states(state_g)
         if carries is not None:
             h = enter(place, A2, h, *carries_g, reverse=False)
-        start = first * chunk
-        rows, next_rows = place.rows(start), place.rows(start + GROUP)
-        raw = read(rows)
-        BC_s[place.warpgroup, lax.rem(start // GROUP, 2), :] = raw[3]
-        carry = (tuple(h), prepare(start, raw), rows, read(next_rows), next_rows, place.rows(start + 2 * GROUP))
-        h = lax.fori_loop(0, count, one_chunk, carry)[0]
+        lanes.await_copies(2)
+        lanes.sync_warpgroup()
+        h = lax.fori_loop(0, count * groups, group, (tuple(h), prepare(begin)))[0]
+        lanes.await_copies(0)
         place.put_states(final_g, h, place.part)
 
     q, d = plan.sequences, plan.channels
     out = [shape(*u.shape, dtype=u.dtype), shape(q, plan.splits, n, d)]
     if keep:
         out.append(shape(q, plan.chunks, n // 2, d, dtype=jnp.int32) if packed else shape(q, plan.chunks, n, d))
-    scratch = [plgpu.SMEM((plan.warpgroups, 2, GROUP * 2 * n), F32)]
+    scratch = [
+        plgpu.SMEM((plan.warpgroups, STAGES, 2 + (z is not None), GROUP * LANES), u.dtype),
+        plgpu.SMEM((plan.warpgroups, STAGES, GROUP * 2 * n), F32),
+        plgpu.SMEM((plan.warpgroups, FOUND, GROUP), jnp.int32),
+    ]
     return plan.launch(kernel, tuple(out), scratch, plan.splits)(
         *given(tokens, u, dt, z, BC, A2, D, dt_bias, state, *(carries or ()))
     )

@@ -16,7 +16,9 @@ from zigma_kernels import mosaic_lanes as lanes
 from zigma_kernels.mosaic_lanes import LANES
 
 F32 = jnp.float32
-GROUP = 4  # tokens worked on at once: their rows are read while the group before them is worked on
+GROUP = 4  # tokens worked on at once; a row for each warp of a warpgroup to fetch
+STAGES = 4  # groups in shared memory at once: the one worked on, the next, two on their way
+FOUND = 16  # groups of whose tokens it is known at once where they lie
 # No barrier around every store to shared memory: the kernels have their own, where another thread reads.
 PARAMS = plgpu.CompilerParams(
     approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane
@@ -112,7 +114,7 @@ class Plan:
 class Place:
     """Inside a kernel: which sequence, part and channels this warpgroup works on."""
 
-    def __init__(self, plan: Plan, tokens):
+    def __init__(self, plan: Plan, tokens, found):
         self.plan, self.tokens = plan, tokens
         self.sequence, self.part = lax.axis_index("sequence"), lax.axis_index("part")
         self.batch = self.sequence // plan.segments
@@ -120,11 +122,45 @@ class Place:
         self.warpgroup = lax.axis_index("warpgroup")
         self.column = lax.axis_index("block") * plan.warpgroups + self.warpgroup
         self.channels = pl.ds(self.column * LANES, LANES)
+        self.found = found.at[self.warpgroup]
 
-    def rows(self, i):
-        """Where in memory the GROUP tokens lie that are visited i-th and after; past the end, the last one."""
-        ranks = [self.first + jnp.clip(i + t, 0, self.plan.length - 1) for t in range(GROUP)]
-        return tuple(ranks) if self.tokens is None else tuple(self.tokens[rank] for rank in ranks)
+    # Group g is the tokens visited g GROUP-th and after; past either end of the sequence, its first or last token.
+
+    def find(self, g):
+        """Starts to find out where group g lies: needed by `fetch` and `rows`, after it has been waited for."""
+        if self.tokens is not None:
+            rank = lanes.rank_of_warp(self.first, g * GROUP, self.plan.length)
+            lanes.copy_numbers(self.tokens, rank, self.found.at[g & (FOUND - 1)])
+
+    def find_first(self, groups):
+        """`find`, and waits."""
+        if self.tokens is not None:
+            for g in groups:
+                self.find(g)
+            lanes.end_copies()
+            lanes.await_copies(0)
+            lanes.sync_warpgroup()
+
+    def fetch(self, g, *pairs):
+        """Starts to copy group g's rows, of (b, L, d) or (b, L, 2 n) in global memory, to shared memory; with what
+        `find` started since the last call they are a batch."""
+        row = self.row(g)
+        for source, target in pairs:
+            own = (slice(None), self.channels) if source.shape[2] == self.plan.channels else ()
+            lanes.copy_rows(source.at[self.batch, *own], row, target)
+        lanes.end_copies()
+
+    def row(self, g):
+        """Where the token of group g lies that is this warp's."""
+        if self.tokens is None:
+            return lanes.rank_of_warp(self.first, g * GROUP, self.plan.length)
+        return lanes.of_warp(self.found.at[g & (FOUND - 1)])
+
+    def rows(self, g):
+        """Where all the tokens of group g lie."""
+        if self.tokens is None:
+            return [self.first + jnp.clip(g * GROUP + t, 0, self.plan.length - 1) for t in range(GROUP)]
+        return [self.found[g & (FOUND - 1), t] for t in range(GROUP)]
 
     def states(self, ref, *at):
         return [lanes.row(ref.at[self.sequence, *at, k, self.channels]) for k in range(ref.shape[-2])]
