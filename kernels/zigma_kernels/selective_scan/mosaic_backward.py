@@ -7,8 +7,8 @@ registers, from the one kept; and the adjoint. With w_t = exp(delta_t A) h_{t-1}
     dh_t = C_t dy_t + exp(delta_{t+1} A) dh_{t+1}       d(delta_t u_t) = sum_n dh_t B_t
     ddelta_t = u_t d(delta_t u_t) + sum_n A dh_t w_t    dA = sum_t delta_t dh_t w_t
 
-dB and dC are sums over channels: over lanes on the tensor cores, over a warpgroup's warps in shared memory, over
-blocks of 128 channels by XLA afterwards; always in the same order.
+dB and dC are sums over channels: over lanes on the tensor cores; over a warpgroup's warps in shared memory, while the
+next group is worked on; over blocks of 128 channels by XLA afterwards; always in the same order.
 """
 
 # References that are None are those of arrays that are.
@@ -40,7 +40,7 @@ LN2 = 0.6931471805599453
 
 def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, z, dt_bias):
     """(du, ddt, dBC, dA, dD and ddt_bias, dstate, dz); dBC by 128 channels, (d / 128, b, L, 2 n); dA, dD,
-    ddt_bias by sequence and split."""
+    ddt_bias by sequence and part."""
     n, chunk = plan.states, plan.chunk
     groups = chunk // GROUP
     packed = u.dtype == jnp.bfloat16
@@ -94,7 +94,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             lanes.await_copies(0)
             lanes.sync_warpgroup()
             place.find(g - groups)
-            fetch(jnp.where(i == groups - 1, start - groups, g + 1))
+            fetch(jnp.where(i == groups - 1, start - groups, g + 1))  # the next to be visited forward
             add_sums(jnp.where(i == 0, start + groups, g - 1), jnp.where(i == 0, 0, n))
             rows = place.rows(g)
             h = list(h)

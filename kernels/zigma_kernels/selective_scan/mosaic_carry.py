@@ -77,7 +77,7 @@ def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
 
         def group(i, carry):
             h, total, (delta, factor) = carry
-            lanes.await_copies(1)
+            lanes.await_copies(1)  # as in the forward pass
             lanes.sync_warpgroup()
             place.find(visited(i + 5))
             fetch(visited(i + 3))

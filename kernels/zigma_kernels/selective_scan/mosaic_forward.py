@@ -30,7 +30,7 @@ from zigma_kernels.selective_scan.mosaic_plan import (
 
 
 def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, state):
-    """y, the state each split ends with (q, splits, n, d), and with `keep` those at the chunks' starts."""
+    """y, the state each part ends with (q, splits, n, d), and with `keep` those at the chunks' starts."""
     n, groups = plan.states, plan.chunk // GROUP
     packed = u.dtype == jnp.bfloat16
 
@@ -79,7 +79,7 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         def group(i, carry):
             h, (delta, uu, gate) = carry
             g = begin + i
-            lanes.await_copies(1)
+            lanes.await_copies(1)  # of all batches but the last: the rows of g + 1, and where those of g + 3 lie
             lanes.sync_warpgroup()
             place.find(g + 5)
             fetch(g + 3)
@@ -112,7 +112,7 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         h = place.states(state_g)
         if carries is not None:
             h = enter(place, A2, h, *carries_g, reverse=False)
-        lanes.await_copies(2)
+        lanes.await_copies(2)  # the first group's rows
         lanes.sync_warpgroup()
         h = lax.fori_loop(0, count * groups, group, (tuple(h), prepare(begin)))[0]
         lanes.await_copies(0)
