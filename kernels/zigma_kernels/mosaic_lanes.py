@@ -139,8 +139,9 @@ def copy_rows(source: Any, row: Array, target: Any) -> None:
         each = memory.shape[1] // 32
         size = each * mgpu.utils.bitwidth(memory.element_type) // 8
         lane = arith.remui(_thread(), _i32(32))
-        offset = arith.addi(arith.muli(_scalar(row), _i32(stride)), arith.muli(lane, _i32(each)))
-        here = mgpu.utils.getelementptr(mgpu.utils.memref_ptr(source), [arith.extsi(i64, offset)], memory.element_type)
+        begin = arith.muli(arith.extsi(i64, _scalar(row)), arith.constant(i64, stride))  # may well pass 32 bits
+        offset = arith.addi(begin, arith.extsi(i64, arith.muli(lane, _i32(each))))
+        here = mgpu.utils.getelementptr(mgpu.utils.memref_ptr(source), [offset], memory.element_type)
         there = _address(target, arith.muli(_thread(), _i32(each)), memory.element_type)
         cache = "cg" if size == 16 else "ca"
         mgpu.utils.inline_ptx(f"cp.async.{cache}.shared.global [$0], [$1], {size};", there, here)

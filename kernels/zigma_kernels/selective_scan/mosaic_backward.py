@@ -113,8 +113,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
                 dy.append(place.masked(at + t, dy_t))
                 du.append(delta[t] * uu)
                 y.append(skip * uu)
-                keep_s[0, i, lane] = delta[t]
-                keep_s[1, i, lane] = dy[t]
+            lanes.put_words(keep_s.at[i], delta + dy)
             sums = [[lanes.zeros()] * 4 for _ in range(GROUP)]
             for m in range(n // 4):
                 four = range(4 * m, 4 * m + 4)
@@ -148,8 +147,8 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             lanes.sync_warpgroup()
             add_sums(jnp.where(i == 0, g, g + 1), jnp.where(i == 0, n, 0))
             lane = [pl.ds(t * LANES, LANES) for t in range(GROUP)]
-            delta = [lanes.row(keep_s.at[0, group, lane[t]]) for t in range(GROUP)]
-            dy = [lanes.row(keep_s.at[1, group, lane[t]]) for t in range(GROUP)]
+            kept = lanes.get_words(keep_s.at[group])
+            delta, dy = kept[:GROUP], kept[GROUP:]
             du = [delta[t] * lanes.row(u_s.at[g & (2 * groups - 1), lane[t]]).astype(F32) for t in range(GROUP)]
             sums = [[lanes.zeros()] * 4 for _ in range(GROUP)]
             d_du, d_delta = [lanes.zeros()] * GROUP, [lanes.zeros()] * GROUP
@@ -189,13 +188,12 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             put_sums(sums)
             return tuple(lam), tuple(dA), dD, dbias
 
-        def one_chunk(i, carry):
-            sums, state = carry
+        def one_chunk(i, sums):
             c = last - i
-            h = tuple(lanes.unpack(state) if packed else state)
+            h = place.states(starts_g, c)
+            h = tuple(lanes.unpack(h) if packed else h)
             lax.fori_loop(0, groups, lambda i, h: forward_group(c, i, h), h)
-            state = tuple(place.states(starts_g, jnp.maximum(c - 1, 0)))  # read while the adjoint runs
-            return lax.fori_loop(0, groups, lambda i, sums: backward_group(c, i, sums), sums), state
+            return lax.fori_loop(0, groups, lambda i, sums: backward_group(c, i, sums), sums)
 
         lam = place.states(dfinal_g)
         if carries is not None:
@@ -203,7 +201,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         place.find_first([last * groups + i for i in range(groups)])
         fetch(last * groups)
         sums = tuple(lam), (lanes.zeros(),) * n, lanes.zeros(), lanes.zeros()
-        (lam, dA, dD, dbias), _ = lax.fori_loop(0, count, one_chunk, (sums, tuple(place.states(starts_g, last))))
+        lam, dA, dD, dbias = lax.fori_loop(0, count, one_chunk, sums)
         lanes.sync_warpgroup()
         add_sums(first * groups, 0)
         lanes.await_copies(0)
@@ -230,7 +228,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         plgpu.SMEM((wgs, 2 * groups, GROUP * LANES), u.dtype),
         plgpu.SMEM((wgs, 2, 2 + (z is not None), GROUP * LANES), u.dtype),
         plgpu.SMEM((wgs, groups, n // 4, LANES, 4), F32),
-        plgpu.SMEM((wgs, 2, groups, GROUP * LANES), F32),
+        plgpu.SMEM((wgs, groups, 2, LANES, 4), F32),
         plgpu.SMEM((wgs, GROUP, 1, LANES, 4), F32),
     ]
     return plan.launch(kernel, tuple(out), scratch, splits)(
