@@ -60,4 +60,4 @@ def _weighted(weight, window):
     """The sum of the window's shifts by the taps, from its start on; in float32, or float64 if anything is."""
     length = window.shape[1] - len(weight) + 1
     weight = weight.astype(jnp.promote_types(jnp.result_type(weight, window), jnp.float32))
-    return sum(weight[k] * window[:, k : k + length] for k in range(len(weight)))
+    return functools.reduce(jnp.add, [weight[k] * window[:, k : k + length] for k in range(len(weight))])
