@@ -190,7 +190,7 @@ def _check_same_run(config: RunConfig, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    free = {"model.remat", "model.dtype", "model.drop_path_rate", "model.scan_implementation"}
+    free = {"model.remat", "model.unroll", "model.dtype", "model.drop_path_rate", "model.scan_implementation"}
     old, new = (_flat(c) for c in (json.loads(path.read_text()), json.loads(json.dumps(to_dict(config)))))
     changed = {name: (old.get(name), new[name]) for name in new if old.get(name) != new[name]}
     other_model = [name for name in changed if name.split(".")[0] in ("model", "interpolant") and name not in free]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.core import eval_jaxpr
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -33,6 +34,7 @@ def opaque_op(
     saved: str = "",
     alone: Callable[..., Any] | None = None,
     channels: int = 1,
+    name: str = "",
 ) -> Callable[..., Any]:
     """The op (visit, *arguments) -> results of a kernel's two passes.
 
@@ -60,6 +62,7 @@ def opaque_op(
         alone: the forward pass where no backward pass follows, returning the results alone; by default, `forward`.
         channels: the kernel takes multiples of so many channels. Where dividing them would leave a device with
             another number, they are gathered.
+        name: `jax.ad_checkpoint.checkpoint_name` of what the forward pass returns and keeps, for remat policies.
 
     The op has no forward mode and no second derivative. It refuses, with NotImplementedError, to run under a
     shard_map over some of a mesh's axes, where no partitioner could divide it over the others.
@@ -77,6 +80,7 @@ def opaque_op(
 
     def op_fwd(visit, *arrays):
         outputs = run_forward(visit, *arrays)
+        outputs = checkpoint_name(outputs, name) if name else outputs
         return outputs[: len(of_results)], (visit, outputs[len(of_results) :], arrays)
 
     def op_bwd(residuals, gradients):

@@ -131,6 +131,20 @@ def test_any_permutation_traced(name):
         np.testing.assert_allclose(np.asarray(y)[:, order], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_backward_pass_keeps_no_more_than_the_arguments():
+    args, case = CASES["bfloat16"].shapes, CASES["bfloat16"]
+
+    def kept(args):
+        conv = functools.partial(causal_conv, **case.options, implementation="xla")
+        return jax.vjp(lambda args: conv(**args), args)[1]
+
+    def size(arrays):
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+
+    orders = 2 * 4 * case.length  # a visiting order and its inverse
+    assert size(jax.eval_shape(kept, args)) <= size(args) + orders
+
+
 def test_a_convolution_resumes_from_the_last_tokens():
     args = arrays(CASES["width 4"])
     x = args["x"]

@@ -124,8 +124,8 @@ def model_like(model, **change):
     return nnx.merge(graphdef, nnx.state(model))
 
 
-@pytest.mark.parametrize("remat", ["dots", "block"])
-def test_remat_changes_nothing_but_memory(remat):
+@pytest.mark.parametrize("change", [{"remat": "dots", "unroll": True}, {"remat": "block"}], ids=str)
+def test_remat_and_unrolling_change_nothing_but_memory(change):
     model = make(TINY)
     x, t, _ = inputs(TINY)
 
@@ -133,9 +133,22 @@ def test_remat_changes_nothing_but_memory(remat):
         graphdef, state = nnx.split(model)
         return jax.jit(jax.grad(lambda s: jnp.sum(nnx.merge(graphdef, s)(x, t) ** 2)))(state)
 
-    plain, saved = gradient(model), gradient(model_like(model, remat=remat))
+    plain, saved = gradient(model), gradient(model_like(model, **change))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(saved), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(a))))
+
+
+def test_what_remat_recomputes():
+    """Of the kernels of a layer: "dots" recomputes none of the scan's, "block" its forward pass."""
+
+    def scans(remat):
+        cfg = dataclasses.replace(TINY, depth=1, remat=remat, scan_implementation="mosaic_gpu")
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: zj.ZigMa(cfg, rngs=nnx.Rngs(0))))
+        x, t, _ = inputs(cfg)
+        gradient = jax.jit(jax.grad(lambda s: jnp.sum(nnx.merge(graphdef, s)(x, t))))
+        return gradient.trace(state).lower(lowering_platforms=("cuda",)).as_text().count("@mosaic_gpu_v2")
+
+    assert (scans("dots"), scans("block")) == (2, 3)
 
 
 def test_layers_in_groups_are_layers_one_by_one():

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 from zigma_kernels import GridPath
 
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.initializers import torch_linear, zeros
+from zigma_jax.models.linear import Linear
 from zigma_jax.models.mixer import Mixer
 
 
@@ -25,7 +27,7 @@ class CrossAttention(nnx.Module):
         inner = self.heads * self.head_size
 
         def linear(size_in, size_out, use_bias):
-            return nnx.Linear(
+            return Linear(
                 size_in,
                 size_out,
                 use_bias=use_bias,
@@ -60,7 +62,7 @@ class Block(nnx.Module):
         dtype = jnp.dtype(cfg.dtype)
         size = cfg.hidden_size
         self.norm = nnx.RMSNorm(size, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.modulation = nnx.Linear(
+        self.modulation = Linear(
             size,
             (6 if cfg.context_size else 3) * size,
             dtype=dtype,
@@ -96,7 +98,8 @@ class Block(nnx.Module):
         if hasattr(self, "pos_embed"):
             x = x + self.pos_embed[...].astype(x.dtype)
         branch = x if keep is None else x * keep[:, None, None]
-        residual = residual + branch.astype(jnp.float32)
+        # Left to itself, XLA may store it with the batch innermost, and transpose wherever it meets a product.
+        residual = with_layout_constraint(residual + branch.astype(jnp.float32), Layout((0, 1, 2)))
         x = self.norm(residual)
 
         shift, scale, gate, *attention = jnp.split(

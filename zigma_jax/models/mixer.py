@@ -17,6 +17,7 @@ from zigma_jax.models.initializers import (
     uniform,
     zeros,
 )
+from zigma_jax.models.linear import Linear
 
 
 class SSM(nnx.Module):
@@ -31,10 +32,8 @@ class SSM(nnx.Module):
         params = rngs.params
         self.conv_kernel = nnx.Param(uniform(width**-0.5)(params(), (width, d)))
         self.conv_bias = nnx.Param(uniform(width**-0.5)(params(), (d,)))
-        self.x_proj = nnx.Linear(
-            d, cfg.dt_rank + 2 * n, use_bias=False, dtype=dtype, kernel_init=torch_linear, rngs=rngs
-        )
-        self.dt_proj = nnx.Linear(
+        self.x_proj = Linear(d, cfg.dt_rank + 2 * n, use_bias=False, dtype=dtype, kernel_init=torch_linear, rngs=rngs)
+        self.dt_proj = Linear(
             cfg.dt_rank, d, use_bias=False, dtype=dtype, kernel_init=uniform(cfg.dt_rank**-0.5), rngs=rngs
         )
         self.dt_bias = nnx.Param(dt_bias_init(params(), (d,)))
@@ -66,7 +65,7 @@ class Mixer(nnx.Module):
 
     def __init__(self, cfg: ZigMaConfig, directions: int, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(cfg.dtype)
-        self.in_proj = nnx.Linear(
+        self.in_proj = Linear(
             cfg.hidden_size,
             2 * cfg.inner_size,
             use_bias=False,
@@ -77,7 +76,7 @@ class Mixer(nnx.Module):
         self.ssm = SSM(cfg, dt_bias_init=time_step_bias(), rngs=rngs)
         # The original zeroes the second direction's time-step bias together with all other linear biases.
         self.ssm_reverse = SSM(cfg, dt_bias_init=zeros, rngs=rngs) if directions == 2 else None
-        self.out_proj = nnx.Linear(
+        self.out_proj = Linear(
             cfg.inner_size,
             cfg.hidden_size,
             use_bias=False,
@@ -88,7 +87,7 @@ class Mixer(nnx.Module):
 
     def __call__(self, x: Float[Array, "b L hidden"], orders: tuple[GridPath, ...]) -> Float[Array, "b L hidden"]:
         """Mixes along the orders, one a direction; x and the result are in raster order."""
-        u, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        u, z = self.in_proj.parts(x, 2)
         y = self.ssm(u, z, orders[0])
         if self.ssm_reverse is not None:
             y = y + self.ssm_reverse(u, z, orders[1])

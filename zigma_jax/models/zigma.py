@@ -12,10 +12,14 @@ from zigma_jax.models.blocks import Block
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.embeddings import TimeEmbedding, patchify, sincos_table, unpatchify
 from zigma_jax.models.initializers import normal_002, torch_linear, xavier_uniform, zeros
+from zigma_jax.models.linear import Linear
 from zigma_jax.models.orders import scan_orders
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("selective_scan"),
+    ),
     "block": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -45,7 +49,7 @@ class ZigMa(nnx.Module):
         self.cfg = cfg
         self.plan = scan_orders(cfg.scan, cfg.grid, seed=cfg.scan_seed)
 
-        self.patch_embed = nnx.Linear(
+        self.patch_embed = Linear(
             patch_values, size, dtype=dtype, kernel_init=xavier_uniform, bias_init=zeros, rngs=rngs
         )
         self.time_embed = TimeEmbedding(size, rngs=rngs)
@@ -53,7 +57,7 @@ class ZigMa(nnx.Module):
             rows = cfg.num_classes + cfg.null_class
             self.class_embed = nnx.Embed(rows, size, embedding_init=normal_002, rngs=rngs)
         if cfg.context_size:
-            self.context_embed = nnx.Linear(
+            self.context_embed = Linear(
                 cfg.context_size, size, dtype=dtype, kernel_init=torch_linear, bias_init=zeros, rngs=rngs
             )
         if cfg.pos_embed in ("learned", "sincos"):
@@ -69,7 +73,7 @@ class ZigMa(nnx.Module):
         self.norm_out = nnx.LayerNorm(
             size, epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, rngs=rngs
         )
-        self.out = nnx.Linear(size, patch_values, kernel_init=torch_linear, bias_init=zeros, rngs=rngs)
+        self.out = Linear(size, patch_values, kernel_init=torch_linear, bias_init=zeros, rngs=rngs)
 
     def __call__(
         self,
@@ -181,7 +185,7 @@ class ZigMa(nnx.Module):
         xs = (layers, None if keep is None else keep[:-1])
         carry = (x, jnp.zeros(x.shape, jnp.float32))
         grouped = jax.tree.map(lambda a: a[: groups * period].reshape(groups, period, *a.shape[1:]), xs)
-        carry, _ = jax.lax.scan(apply_group, carry, grouped)
+        carry, _ = jax.lax.scan(apply_group, carry, grouped, unroll=self.cfg.unroll or 1)
         if rest:
             carry, _ = apply_group(carry, jax.tree.map(lambda a: a[-rest:], xs))
         return carry

@@ -92,6 +92,7 @@ def _scan():
         results="b L d, b s n d",
         saved="b c w d",
         channels=LANES,
+        name="selective_scan",
     )
 
 

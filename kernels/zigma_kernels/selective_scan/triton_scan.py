@@ -66,6 +66,7 @@ def _scan(raster):
         arguments="b L d, b L d, b L d, b L n, b L n, d n, d, d, b s d n",
         results="b L d, b s d n",
         saved="b s c d n",
+        name="selective_scan",
     )
 
 

@@ -21,6 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from zigma_kernels.selective_scan import xla_chunks, xla_tokens
 from zigma_kernels.visiting import Visit
@@ -34,7 +35,7 @@ def with_adjoint(forward, backward):
         return forward(visit, *arrays)[:2]
 
     def scan_fwd(visit, *arrays):
-        y, state, starts = forward(visit, *arrays)
+        y, state, starts = checkpoint_name(forward(visit, *arrays), "selective_scan")
         return (y, state), (visit, starts, arrays)
 
     def scan_bwd(residuals, gradients):
