@@ -22,6 +22,7 @@ def get_config():
     config.model.null_class = True
     config.model.dtype = "bfloat16"
     config.model.remat = "dots"
+    config.model.unroll = True
 
     config.train.steps = 100_000
     config.train.batch_size = 128

@@ -33,10 +33,10 @@ class ZigMaConfig:
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0. Training only.
         dtype: compute dtype of matrix products and activations. Parameters, the residual stream, norms, the
             scan's state and the output layer are float32 whatever it is.
-        remat: what the backward pass recomputes: nothing, all but matrix products and scans
-            ("dots"), or whole blocks.
-        unroll: compiles every layer by itself, not a loop over them: compiling takes as many times longer, but a
-            training step need not copy what its backward pass reads into one array of all layers.
+        remat: what the backward pass recomputes: nothing ("none"), all but matrix products and scans ("dots"), or
+            whole blocks ("block").
+        unroll: compiles every layer by itself, not a loop over them: that takes longer, but a training step need not
+            copy what its backward pass reads into arrays of all layers.
         scan_implementation: passed to `zigma_kernels.selective_scan`; None picks the fastest that fits.
 
     Raises:
