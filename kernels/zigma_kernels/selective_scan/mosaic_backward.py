@@ -21,7 +21,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
 from zigma_kernels.mosaic_lanes import LANES
-from zigma_kernels.selective_scan.mosaic_carry import enter
 from zigma_kernels.selective_scan.mosaic_plan import (
     F32,
     FOUND,
@@ -38,9 +37,12 @@ from zigma_kernels.selective_scan.mosaic_plan import (
 LN2 = 0.6931471805599453
 
 
-def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, z, dt_bias):
+def backward(plan: Plan, tokens, starts, dy, entering, u, dt, A2, BC, D, z, dt_bias):
     """(du, ddt, dBC, dA, dD and ddt_bias, dstate, dz); dBC by 128 channels, (d / 128, b, L, 2 n); dA, dD,
-    ddt_bias by sequence and part."""
+    ddt_bias by sequence and part.
+
+    entering: the gradient of the state that each part ends with (q, splits, n, d).
+    """
     n, chunk = plan.states, plan.chunk
     groups = chunk // GROUP
     packed = u.dtype == jnp.bfloat16
@@ -51,8 +53,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         tokens_g = next(refs) if tokens is not None else None
         u_g, dt_g, dy_g = (next(refs) for _ in range(3))
         z_g = next(refs) if z is not None else None
-        BC_g, A_g, D_g, bias_g, starts_g, dfinal_g = (next(refs) for _ in range(6))
-        carries_g = (next(refs), next(refs)) if carries is not None else None
+        BC_g, A_g, D_g, bias_g, starts_g, entering_g = (next(refs) for _ in range(6))
         du_g, ddt_g, dBC_g, dA_g, dv_g, dstate_g = (next(refs) for _ in range(6))
         dz_g = next(refs) if z is not None else None
         found_s, BC_s, *own = refs
@@ -195,9 +196,7 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
             lax.fori_loop(0, groups, lambda i, h: forward_group(c, i, h), h)
             return lax.fori_loop(0, groups, lambda i, sums: backward_group(c, i, sums), sums)
 
-        lam = place.states(dfinal_g)
-        if carries is not None:
-            lam = enter(place, A2, lam, *carries_g, reverse=True)
+        lam = place.states(entering_g, place.part)
         place.find_first([last * groups + i for i in range(groups)])
         fetch(last * groups)
         sums = tuple(lam), (lanes.zeros(),) * n, lanes.zeros(), lanes.zeros()
@@ -232,5 +231,5 @@ def backward(plan: Plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, 
         plgpu.SMEM((wgs, GROUP, 1, LANES, 4), F32),
     ]
     return plan.launch(kernel, tuple(out), scratch, splits)(
-        *given(tokens, u, dt, dy, z, BC, A2, D, dt_bias, starts, dfinal, *(carries or ()))
+        *given(tokens, u, dt, dy, z, BC, A2, D, dt_bias, starts, entering)
     )

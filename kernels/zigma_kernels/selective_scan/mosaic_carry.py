@@ -28,11 +28,19 @@ from zigma_kernels.selective_scan.mosaic_plan import (
 )
 
 
-def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
-    """(carry (q, pieces, n, d), sum of delta (q, pieces, 1, d)), by pieces of all splits but the one none else needs.
+def entering(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias, state):
+    """The state that enters each part (q, splits, n, d), from the one that enters the sequence (q, n, d).
 
     Forward, x is u and z None; in reverse, x is dy.
     """
+    if plan.splits == 1:
+        return state[:, None]
+    carry, total = _carries(plan, reverse, tokens, x, dt, A2, BC, z, dt_bias)
+    return _chain(plan, reverse, carry, total, A2, state)
+
+
+def _carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
+    """(carry (q, pieces, n, d), sum of delta (q, pieces, 1, d)), by pieces of all splits but the last to be visited."""
     n, chunk = plan.states, plan.chunk
 
     def kernel(*refs):
@@ -115,20 +123,36 @@ def carries(plan: Plan, reverse, tokens, x, dt, A2, BC, z, dt_bias):
     return run(*given(tokens, x, dt, z, BC, A2, dt_bias))
 
 
-def enter(place: Place, A2, state, carry_g, total_g, reverse):
-    """The state that enters this part, from the one that enters the sequence."""
+def _chain(plan: Plan, reverse, carry, total, A2, state):
+    """`entering`, of the carries. A block takes one state of its channels: there are few channels, and many steps."""
     at_once = 8  # pieces read at once, lest each wait for the one before
-    pieces = place.plan.splits * place.plan.pieces
-    before = (place.plan.splits - 1 - place.part if reverse else place.part) * place.plan.pieces
+    last = plan.splits * plan.pieces - 1
 
-    def several(i, state):
-        for j in range(at_once):
-            past = i * at_once + j
-            piece = pieces - 1 - jnp.minimum(past, before - 1) if reverse else jnp.minimum(past, before - 1)
-            (total,) = place.states(total_g, piece)
-            carry = place.states(carry_g, piece)
-            after = [jnp.exp2(total * A2[k]) * state[k] + carry[k] for k in range(len(state))]
-            state = tuple(jnp.where(past < before, x, h) for x, h in zip(after, state, strict=True))
-        return state
+    def kernel(carry_g, total_g, A_g, state_g, entering_g):
+        place = Place(plan)
+        q, k, here = place.sequence, place.part, place.channels
+        A2 = lanes.row(A_g.at[k, here])
 
-    return lax.fori_loop(0, (before + at_once - 1) // at_once, several, tuple(state))
+        def several(i, h):
+            steps = []
+            for j in range(at_once):
+                past = jnp.minimum(i * at_once + j, last)
+                piece = last - past if reverse else past
+                steps.append(
+                    (piece, lanes.row(total_g.at[q, piece, 0, here]), lanes.row(carry_g.at[q, piece, k, here]))
+                )
+            for j, (piece, total, carry) in enumerate(steps):
+                if j % plan.pieces == 0:
+
+                    def put(split=piece // plan.pieces, h=h):
+                        entering_g[q, split, k, here] = h
+
+                    pl.when(i * at_once + j <= last)(put)
+                h = jnp.exp2(total * A2) * h + carry
+            return h
+
+        lax.fori_loop(0, -(-(last + 1) // at_once), several, lanes.row(state_g.at[q, k, here]))
+
+    out = shape(plan.sequences, plan.splits, plan.states, plan.channels)
+    (entering,) = plan.launch(kernel, (out,), [], plan.states)(carry, total, A2, state)
+    return entering

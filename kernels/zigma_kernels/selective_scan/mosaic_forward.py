@@ -14,7 +14,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from zigma_kernels import mosaic_lanes as lanes
 from zigma_kernels.mosaic_lanes import LANES
-from zigma_kernels.selective_scan.mosaic_carry import enter
 from zigma_kernels.selective_scan.mosaic_plan import (
     F32,
     FOUND,
@@ -29,8 +28,11 @@ from zigma_kernels.selective_scan.mosaic_plan import (
 )
 
 
-def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, state):
-    """y, the state each part ends with (q, splits, n, d), and with `keep` those at the chunks' starts."""
+def forward(plan: Plan, keep, tokens, u, dt, A2, BC, D, z, dt_bias, entering):
+    """y, the state each part ends with (q, splits, n, d), and with `keep` those at the chunks' starts.
+
+    entering: the state that each part begins with (q, splits, n, d).
+    """
     n, groups = plan.states, plan.chunk // GROUP
     packed = u.dtype == jnp.bfloat16
 
@@ -39,8 +41,7 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         tokens_g = next(refs) if tokens is not None else None
         u_g, dt_g = next(refs), next(refs)
         z_g = next(refs) if z is not None else None
-        BC_g, A_g, D_g, bias_g, state_g = (next(refs) for _ in range(5))
-        carries_g = (next(refs), next(refs)) if carries is not None else None
+        BC_g, A_g, D_g, bias_g, entering_g = (next(refs) for _ in range(5))
         y_g, final_g = next(refs), next(refs)
         starts_g = next(refs) if keep else None
         x_s, BC_s, found_s = refs
@@ -109,9 +110,7 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         place.find_first([begin + i for i in range(5)])
         for i in range(3):
             fetch(begin + i)
-        h = place.states(state_g)
-        if carries is not None:
-            h = enter(place, A2, h, *carries_g, reverse=False)
+        h = place.states(entering_g, place.part)
         lanes.await_copies(2)  # the first group's rows
         lanes.sync_warpgroup()
         h = lax.fori_loop(0, count * groups, group, (tuple(h), prepare(begin)))[0]
@@ -127,6 +126,4 @@ def forward(plan: Plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, sta
         plgpu.SMEM((plan.warpgroups, STAGES, GROUP * 2 * n), F32),
         plgpu.SMEM((plan.warpgroups, FOUND, GROUP), jnp.int32),
     ]
-    return plan.launch(kernel, tuple(out), scratch, plan.splits)(
-        *given(tokens, u, dt, z, BC, A2, D, dt_bias, state, *(carries or ()))
-    )
+    return plan.launch(kernel, tuple(out), scratch, plan.splits)(*given(tokens, u, dt, z, BC, A2, D, dt_bias, entering))

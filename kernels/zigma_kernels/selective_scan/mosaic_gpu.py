@@ -100,8 +100,8 @@ def _forward(keep, tokens, u, dt, z, BC, A, state, D, dt_bias):
     from zigma_kernels.selective_scan import mosaic_carry, mosaic_forward  # Pallas takes a second to import
 
     plan, A2, flat = _prepare(u, A, state)
-    carries = mosaic_carry.carries(plan, False, tokens, u, dt, A2, BC, None, dt_bias) if plan.splits > 1 else None
-    y, ends, *starts = mosaic_forward.forward(plan, keep, carries, tokens, u, dt, A2, BC, D, z, dt_bias, flat)
+    entering = mosaic_carry.entering(plan, False, tokens, u, dt, A2, BC, None, dt_bias, flat)
+    y, ends, *starts = mosaic_forward.forward(plan, keep, tokens, u, dt, A2, BC, D, z, dt_bias, entering)
     starts = [x.reshape(u.shape[0], -1, *x.shape[2:]) for x in starts]  # (b, segments x chunks, …)
     return y, ends[:, -1].reshape(state.shape), *starts
 
@@ -112,9 +112,9 @@ def _backward(tokens, starts, dy, dfinal, u, dt, z, BC, A, state, D, dt_bias):
     plan, A2, _ = _prepare(u, A, state)
     starts = starts.reshape(plan.sequences, -1, *starts.shape[2:])
     dfinal = dfinal.reshape(plan.sequences, *A.shape)
-    carries = mosaic_carry.carries(plan, True, tokens, dy, dt, A2, BC, z, dt_bias) if plan.splits > 1 else None
+    entering = mosaic_carry.entering(plan, True, tokens, dy, dt, A2, BC, z, dt_bias, dfinal)
     du, ddt, dBC, dA, vectors, dstate, *dz = mosaic_backward.backward(
-        plan, carries, tokens, starts, dy, dfinal, u, dt, A2, BC, D, z, dt_bias
+        plan, tokens, starts, dy, entering, u, dt, A2, BC, D, z, dt_bias
     )
     dA, vectors = (x.reshape(u.shape[0], -1, *x.shape[2:]).sum(1) for x in (dA, vectors))  # of each sample
     dstate = dstate[:, 0].reshape(state.shape)

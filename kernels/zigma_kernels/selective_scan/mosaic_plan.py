@@ -114,7 +114,7 @@ class Plan:
 class Place:
     """Inside a kernel: which sequence, part and channels this warpgroup works on."""
 
-    def __init__(self, plan: Plan, tokens, found):
+    def __init__(self, plan: Plan, tokens=None, found=None):
         self.plan, self.tokens = plan, tokens
         self.sequence, self.part = lax.axis_index("sequence"), lax.axis_index("part")
         self.batch = self.sequence // plan.segments
@@ -122,7 +122,8 @@ class Place:
         self.warpgroup = lax.axis_index("warpgroup")
         self.column = lax.axis_index("block") * plan.warpgroups + self.warpgroup
         self.channels = pl.ds(self.column * LANES, LANES)
-        self.found = found.at[self.warpgroup]
+        if found is not None:
+            self.found = found.at[self.warpgroup]
 
     # Group g is the tokens visited g GROUP-th and after; past either end of the sequence, its first or last token.
 
