@@ -140,7 +140,7 @@ def test_first_losses_of_the_quickstart_model(tmp_path, data_dir):
     config = importlib.import_module("configs.quickstart").get_config()
     config.data.name, config.data.data_dir = "avatars/tiny", str(data_dir)
     config.train.batch_size, config.train.accumulate, config.train.steps = 16, 2, 3
-    config.model.hidden_size, config.optimizer.warmup_steps = 32, 1  # small, and soon open to what blocks do
+    config.model.hidden_size, config.optimizer.warmup_steps = 32, 1  # narrow; the optimiser shows
     config.log.every = 1
     assert train(from_dict(config), tmp_path)
     losses = [line["loss"] for line in metrics(tmp_path)]
