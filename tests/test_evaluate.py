@@ -1,15 +1,13 @@
 """The program: from a model or from pictures to the same numbers, and mistakes answered in a line, before work."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import programs
 from tests.training.test_evaluation import dataset_of, draws_of, make_model
 from tests.training.tiny import tiny_config
 from zigma_jax.data.sources import prepare
@@ -28,21 +26,15 @@ def data_dir(tmp_path_factory):
     return directory
 
 
-def run(*command, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = os.environ | {"PYTHONPATH": ".:kernels", "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
-
-
 def test_a_model_on_8_devices(data_dir, tmp_path):
     """What the program says of it, and what comes out here on one device in batches of 7, with a real network."""
     config, model = tiny_config(data_dir), make_model()
     save_weights(model, tmp_path / "model.safetensors")
     options = ["--dataset=avatars/tiny", f"--data_dir={data_dir}", "--batch=8", f"--metrics={','.join(METRICS)}"]
     options += ["--num=20", "--method=euler", "--steps=3", "--held_out=test"]
-    done = run("-m", "zigma_jax.evaluate", f"--source={tmp_path}/model.safetensors", *options, devices=8)
-    assert done.returncode == 0, done.stderr
-    assert "reference       64  dataset avatars/tiny/1.0.0, split train, pixels 8 x 8" in done.stdout.splitlines()
+    code, printed = programs.run("zigma_jax.evaluate", f"--source={tmp_path}/model.safetensors", *options, devices=8)
+    assert code == 0, printed
+    assert "reference       64  dataset avatars/tiny/1.0.0, split train, pixels 8 x 8" in printed.splitlines()
 
     output = tmp_path / "evaluation"
     assert {path.name for path in output.iterdir()} == {"evaluation.json", "samples.png", "reference.png"}
@@ -53,7 +45,7 @@ def test_a_model_on_8_devices(data_dir, tmp_path):
     assert results["samples"]["labels"] == "as in the data set"
     assert results["sample"]["steps"] == 3
     numbers = results["samples"]["metrics"]
-    row = next(line for line in done.stdout.splitlines() if line.startswith("KD-full-effnet"))
+    row = next(line for line in printed.splitlines() if line.startswith("KD-full-effnet"))
     assert row.split() == [
         "KD-full-effnet",
         *(f"{results[name]['metrics']['KD-full-effnet']:.5g}" for name in ("samples", "test")),
@@ -72,9 +64,10 @@ def test_a_model_on_8_devices(data_dir, tmp_path):
 
 MISTAKES = """
 import sys
+from pathlib import Path
 from absl import flags
 from zigma_jax import evaluate
-for line in sys.stdin.read().splitlines():
+for line in Path(sys.argv[1]).read_text().splitlines():
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS: flags.FLAGS[name].unparse()
     flags.FLAGS(["evaluate", *line.split()])
@@ -82,7 +75,7 @@ for line in sys.stdin.read().splitlines():
     try:
         evaluate.main(["evaluate"])
     except SystemExit as error:
-        print(error)
+        print("answer:", error)
 """
 
 
@@ -117,19 +110,15 @@ def test_mistakes(data_dir, tmp_path):
         f"--source={tmp_path}/model.safetensors {data} --labels=21": "labels = [21]: must be in 0 … 20",
         f"--source={tmp_path}/model.safetensors {data} --method=rk45": "'rk45': must be one of euler",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", MISTAKES],
-        input="\n".join(expected),
-        env=os.environ | {"PYTHONPATH": ".:kernels"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    answers = done.stdout.splitlines()
-    assert len(answers) == len(expected), done.stderr
+    (tmp_path / "lines").write_text("\n".join(expected))
+    (tmp_path / "mistakes.py").write_text(MISTAKES)
+    code, printed = programs.run(tmp_path / "mistakes.py", f"{tmp_path}/lines")
+    assert code == 0, printed
+    answers = [line for line in printed.splitlines() if line.startswith("answer: ")]
+    assert len(answers) == len(expected), printed
     for (line, message), answer in zip(expected.items(), answers, strict=True):
         assert message in answer, line
-    assert "the set has 4 samples for 1280 feature dimensions" in done.stderr
+    assert "the set has 4 samples for 1280 feature dimensions" in printed
     assert not (tmp_path / "evaluation").exists()
 
 

@@ -3,9 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -14,6 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from tests import programs
 from zigma_jax.ablation.__main__ import ablate
 from zigma_jax.ablation.config import default_ablation, parse_experiment
 from zigma_jax.ablation.distance import make_statistics, mean_colours
@@ -135,20 +133,17 @@ def test_pictures_of_another_data_set_are_refused(finished, data_dir):
 
 def test_the_program_reports_and_answers_mistakes_in_one_line(finished):
     def program(*arguments):
-        command = [sys.executable, "-m", "zigma_jax.ablation", f"--workdir={finished[0]}", *arguments]
-        environment = os.environ | {"PYTHONPATH": ".:kernels"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        return done.returncode, done.stdout, done.stderr
+        return programs.run("zigma_jax.ablation", f"--workdir={finished[0]}", *arguments)
 
     (finished[0] / "curves.png").unlink()
-    code, output, errors = program("--report")
-    assert code == 0, errors
+    code, output = program("--report")
+    assert code == 0, output
     assert (finished[0] / "table.md").read_text() in output
     assert (finished[0] / "curves.png").exists()
-    code, _, errors = program("--config.ablation.scans=('zigzag8','zagzig')")
+    code, output = program("--config.ablation.scans=('zigzag8','zagzig')")
     assert code == 1
-    assert "Traceback" not in errors
-    assert "scan='zagzig': there is no such order" in errors
+    assert "Traceback" not in output
+    assert "scan='zagzig': there is no such order" in output
 
 
 @pytest.mark.parametrize("scan", ["sweep2", "zigzag2"])

@@ -1,15 +1,11 @@
 """GridPath: permutations, inverses, segments, continuity, reversal, validation."""
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import zigma_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 from zigma_kernels.grid_path import GridPath, zigzag_paths
@@ -119,12 +115,9 @@ def test_is_raster():
     assert not GridPath.raster((2, 3, 4), axes=(1, 2)).is_raster  # the same permutation, but two segments
 
 
-def test_random_is_the_same_in_another_process():
-    code = "from zigma_kernels.grid_path import GridPath; print(GridPath.random((4, 4), 7).permutation.tolist())"
-    command = [sys.executable, "-c", code]
-    here = Path(zigma_kernels.__file__).parents[1]
-    elsewhere = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout
-    assert elsewhere.strip() == str(GridPath.random((4, 4), 7).permutation.tolist())
+def test_random_is_the_same_everywhere():
+    expected = [8, 5, 10, 2, 12, 0, 1, 14, 13, 7, 11, 3, 6, 9, 4, 15]
+    assert GridPath.random((4, 4), 7).permutation.tolist() == expected  # checkpoints rely on it
     assert (GridPath.random((4, 4), 7).permutation != GridPath.random((4, 4), 8).permutation).any()
 
 

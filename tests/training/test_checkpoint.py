@@ -2,14 +2,12 @@
 
 import json
 import logging
-import os
 import resource
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import textwrap
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +20,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests import programs
 from zigma_jax.training.array_store import CheckpointError, load_params, save_params
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.integrity import fingerprint, write_sums
@@ -372,16 +371,14 @@ def test_a_run_killed_while_saving_leaves_the_previous_checkpoint(tmp_path):
         print("saving", flush=True)
         ckpt.wait()
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"saving\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    script, output, tmp_path = tmp_path / "save.py", tmp_path / "output", tmp_path / "run"
+    script.write_text(textwrap.dedent(program))
+    process = programs.start(output, script, str(tmp_path))
+    while not (output.exists() and output.read_text() == "saving\n"):
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.001)
+    process.kill()
+    process.join()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2.saving"]
     target = {f"w{i}": jax.ShapeDtypeStruct((1000, 1000), jnp.float32) for i in range(20)}
     with Checkpointer(tmp_path) as ckpt:
@@ -440,20 +437,15 @@ def test_two_processes_save_together_and_agree(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    script, outputs, tmp_path = tmp_path / "save.py", (tmp_path / "0", tmp_path / "1"), tmp_path / "run"
+    script.write_text(textwrap.dedent(program))
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(program), address, str(rank), str(tmp_path)],
-            cwd=Path(__file__).parents[2],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+        programs.start(output, script, address, str(rank), str(tmp_path), devices=2)
+        for rank, output in enumerate(outputs)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0], "\n".join(o.read_text() for o in outputs)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3", "3.damaged"]
     with Checkpointer(tmp_path) as ckpt:
         state, _, _ = ckpt.restore({"w": jax.ShapeDtypeStruct((8, 8), jnp.float32)})

@@ -10,6 +10,7 @@ from flax import nnx
 
 import zigma_jax as zj
 from tests.metrics.toy import ToyNetwork
+from tests.random_model import random_model
 from tests.training.tiny import tiny_config
 from zigma_jax import train as train_program
 from zigma_jax.data.picture_sets import Pictures, of_dataset
@@ -38,11 +39,7 @@ TOY = ToyNetwork()
 
 
 def make_model():
-    """A model whose blocks do something, which those of a new one do not; nothing is compiled for it."""
-    model = nnx.eval_shape(lambda: zj.ZigMa(tiny_config("unused").model, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
-    rng = np.random.default_rng(0)
-    return nnx.merge(graphdef, jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(leaf.dtype), state))
+    return random_model(tiny_config("unused").model)
 
 
 def draws_of(model, config, mesh, count, labels=None):

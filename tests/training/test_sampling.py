@@ -1,9 +1,6 @@
 """Samples depend on seed and number alone; weights travel between every form."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +9,8 @@ import pytest
 from flax import nnx
 
 import zigma_jax as zj
+from tests import programs
+from tests.random_model import random_model
 from tests.training.tiny import tiny_config
 from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.sampling import batches, choose_labels, make_encoder, make_sampler
@@ -23,13 +22,7 @@ CONFIG = tiny_config("unused")
 
 @pytest.fixture(scope="module")
 def model():
-    """A model whose blocks do something, which those of a new one do not."""
-    model = zj.ZigMa(CONFIG.model, rngs=nnx.Rngs(0))
-    graphdef, state = nnx.split(model)
-    leaves, treedef = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+    return random_model(CONFIG.model, scale=0.1)
 
 
 def draw(model, count, batch_size, devices, seed=0, labels=(), cfg=CONFIG.sample):
@@ -105,13 +98,6 @@ def test_null_condition():
     np.testing.assert_array_equal(null, np.zeros((2, 3, 6)))
 
 
-def sample_program(devices, *arguments):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = os.environ | {"PYTHONPATH": ".:kernels", "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "zigma_jax.sample", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def test_program_draws_and_encodes(model, tmp_path):
     """Pictures on 8 devices in one batch, as here on 1 in batches of 7; and back to their noise on 1 device."""
     save_weights(model, tmp_path / "model.safetensors")
@@ -120,15 +106,15 @@ def test_program_draws_and_encodes(model, tmp_path):
     options = ["--method=rk4", f"--steps={','.join(map(str, times))}", "--guidance=1.5", "--guidance_interval=0,0.95"]
     options += [f"--source={tmp_path}/model.safetensors", f"--output={tmp_path}/out"]
 
-    done = sample_program(8, *options, "--num=9", "--batch=64", "--labels=3,5")
-    assert done.returncode == 0, done.stderr
+    code, printed = programs.run("zigma_jax.sample", *options, "--num=9", "--batch=64", "--labels=3,5", devices=8)
+    assert code == 0, printed
     assert len(list((tmp_path / "out").glob("0*.png"))) == 9
     drawn = dict(np.load(tmp_path / "out" / "samples.npz"))
     assert drawn["labels"].tolist() == [3, 5, 3, 5, 3, 5, 3, 5, 3]
     np.testing.assert_allclose(drawn["samples"], draw(model, 9, 7, 1, labels=[3, 5], cfg=cfg), rtol=1e-4, atol=1e-5)
 
-    done = sample_program(1, *options, f"--encode={tmp_path}/out", "--batch=7")
-    assert done.returncode == 0, done.stderr
+    code, printed = programs.run("zigma_jax.sample", *options, f"--encode={tmp_path}/out", "--batch=7")
+    assert code == 0, printed
     encoded = dict(np.load(tmp_path / "out" / "noise.npz"))
     assert encoded["labels"].tolist() == drawn["labels"].tolist()
     key = jax.random.fold_in(jax.random.key(0), 8)  # of seed 0 and the last sample

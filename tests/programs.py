@@ -1,0 +1,46 @@
+"""Programs as `python -m` runs them, in processes of their own that don't import everything again.
+
+Each is forked from a process that has imported the libraries and started nothing: importing takes longer than most of
+what the tests have programs do.
+"""
+
+import multiprocessing
+import os
+import re
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["zigma_jax.programs", "zigma_jax.training.evaluation", "zigma_jax.training.logging"])
+
+
+def start(output: Path, program: str | Path, *arguments: str, devices: int = 1):
+    """A process that runs a module, or a file *.py, on `devices` devices of the CPU and prints into `output`."""
+    flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+    process = _CONTEXT.Process(target=_main, args=(output, str(program), arguments, flags))
+    process.start()
+    return process
+
+
+def run(program: str | Path, *arguments: str, devices: int = 1) -> tuple[int | None, str]:
+    """The program's exit code, and what it printed to stdout and stderr."""
+    with tempfile.TemporaryDirectory() as directory:
+        output = Path(directory) / "output"
+        process = start(output, program, *arguments, devices=devices)
+        process.join()
+        return process.exitcode, output.read_text()
+
+
+def _main(output: Path, program: str, arguments: tuple[str, ...], xla_flags: str) -> None:
+    os.environ["XLA_FLAGS"] = xla_flags
+    file = output.open("w", buffering=1)
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = file
+    sys.argv = [program, *arguments]
+    if program.endswith(".py"):
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
