@@ -29,6 +29,8 @@ def run(program: str | Path, *arguments: str, devices: int = 1) -> tuple[int | N
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "output"
         process = start(output, program, *arguments, devices=devices)
+        process.join(timeout=300)
+        process.kill()  # one that hangs
         process.join()
         return process.exitcode, output.read_text()
 
