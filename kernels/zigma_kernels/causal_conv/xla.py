@@ -34,15 +34,16 @@ def _conv_fwd(activation, *arrays):
 def _conv_bwd(activation, arrays, dy):
     visit, x, weight, bias, past = arrays
     window, n = _window(visit, x, past), past.shape[1]
-    if visit.kind != "raster":
+    wide = x.dtype == jnp.promote_types(x.dtype, jnp.float32)
+    if wide and visit.kind != "raster":
         window = jax.lax.optimization_barrier(window)  # gathered once, not for every tap
     pre = _weighted(weight, window) + bias
     dpre = visit.enter(dy).astype(pre.dtype)
     if activation == "silu":
         gate = jax.nn.sigmoid(pre)
         dpre = dpre * gate * (1 + pre * (1 - gate))
-    if x.dtype != pre.dtype:
-        dpre = jax.lax.optimization_barrier(dpre.astype(x.dtype))  # written once, and read in its few bytes
+    if not wide:  # written once, in few bytes: every tap reads it
+        dpre = jax.lax.optimization_barrier(dpre.astype(x.dtype))
     acc, length = pre.dtype, pre.shape[1]
     dweight = jnp.stack([jnp.sum(dpre.astype(acc) * window[:, k : k + length], axis=(0, 1)) for k in range(n + 1)])
     dbias = jnp.sum(dpre, axis=(0, 1), dtype=acc)
