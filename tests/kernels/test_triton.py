@@ -70,7 +70,7 @@ def test_every_case_lowers(name):
 
 
 @needs_jax_triton
-@pytest.mark.parametrize("states", [8, 16, 32])
+@pytest.mark.parametrize("states", [1, 4, 8, 16, 32])
 def test_states_and_types_lower(states):
     for dtype in ("float32", "bfloat16", "float16"):
         case = Case("", 1, 40, 48, states, dtype=dtype)
@@ -144,7 +144,7 @@ def test_values_and_gradients(name):
 
 
 @needs_gpu
-@pytest.mark.parametrize("states", [8, 16, 32])
+@pytest.mark.parametrize("states", [4, 8, 16, 32])
 def test_wide_and_reproducible(states):
     case = Case("", 2, 77, 200, states, order=GridPath.zigzag((7, 11)), initial_state=True)
     first, second = (outputs_and_gradients(case.arguments(), "triton", case.order) for _ in range(2))
