@@ -123,6 +123,15 @@ def test_float64_is_refused():
         selective_scan(**jax.tree.map(jnp.asarray, CASES["plain"].arguments("float64")), implementation="triton")
 
 
+@pytest.mark.parametrize(
+    ("length", "channels", "states"), [(2**21, 2**10, 1), (2**24, 1, 200), (1, 2**24, 128), (1, 2**16, 256)]
+)
+def test_sizes_beyond_32_bits_or_the_grid_are_refused(length, channels, states):
+    args = Case("", 1, length, channels, states).shapes
+    with pytest.raises(NotImplementedError, match="2\\^"):
+        jax.eval_shape(lambda args: selective_scan(**args, implementation="triton"), args)
+
+
 def test_refused_without_jax_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax_triton", None)
     with pytest.raises(NotImplementedError, match=r"needs jax-triton .*zigma_jax\[cuda13,triton\]"):
