@@ -21,7 +21,7 @@ from zigma_kernels import GridPath
 from zigma_kernels.selective_scan.cases import CASES, Case
 
 OTHERS = (
-    Case("two blocks of channels", 1, 35, 40, 3, order=GridPath.zigzag((5, 7), (1, 0)), initial_state=True),
+    Case("two blocks of channels", 1, 35, 70, 3, order=GridPath.zigzag((5, 7), (1, 0)), initial_state=True),
     Case("segments in raster order", 2, 20, 4, 3, order=GridPath.raster((2, 10), (1,)), initial_state=True),
 )
 TESTED = {case.name: case for case in (*OTHERS, *CASES.values()) if not case.bench}

@@ -70,7 +70,7 @@ def test_every_case_lowers(name):
 
 
 @needs_jax_triton
-@pytest.mark.parametrize("states", [8, 16, 32])
+@pytest.mark.parametrize("states", [1, 4, 8, 16, 32])
 def test_states_and_types_lower(states):
     for dtype in ("float32", "bfloat16", "float16"):
         case = Case("", 1, 40, 48, states, dtype=dtype)
@@ -123,6 +123,15 @@ def test_float64_is_refused():
         selective_scan(**jax.tree.map(jnp.asarray, CASES["plain"].arguments("float64")), implementation="triton")
 
 
+@pytest.mark.parametrize(
+    ("length", "channels", "states"), [(2**21, 2**10, 1), (2**24, 1, 200), (1, 2**24, 128), (1, 2**16, 256)]
+)
+def test_sizes_beyond_32_bits_or_the_grid_are_refused(length, channels, states):
+    args = Case("", 1, length, channels, states).shapes
+    with pytest.raises(NotImplementedError, match="2\\^"):
+        jax.eval_shape(lambda args: selective_scan(**args, implementation="triton"), args)
+
+
 def test_refused_without_jax_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax_triton", None)
     with pytest.raises(NotImplementedError, match=r"needs jax-triton .*zigma_jax\[cuda13,triton\]"):
@@ -144,7 +153,7 @@ def test_values_and_gradients(name):
 
 
 @needs_gpu
-@pytest.mark.parametrize("states", [8, 16, 32])
+@pytest.mark.parametrize("states", [4, 8, 16, 32])
 def test_wide_and_reproducible(states):
     case = Case("", 2, 77, 200, states, order=GridPath.zigzag((7, 11)), initial_state=True)
     first, second = (outputs_and_gradients(case.arguments(), "triton", case.order) for _ in range(2))

@@ -48,8 +48,12 @@ def _require_support(order, *arrays):
     u, _, A, *_ = arrays
     if A.shape[1] > 256:
         raise NotImplementedError(f"takes up to 256 states, not {A.shape[1]}")
-    if u.shape[1] * u.shape[2] >= 2**31 or num_segments(order) >= 2**16:
-        raise NotImplementedError(f"u {u.shape} in {num_segments(order)} segments: L * d < 2^31, segments < 2^16")
+    _, L, d = u.shape
+    N = 2 ** (A.shape[1] - 1).bit_length()
+    if L * max(d, N) >= 2**31 or d * N >= 2**31:  # offsets within a sample have 32 bits
+        raise NotImplementedError(f"u {u.shape} with {N} states: takes L * d, L * states and d * states < 2^31")
+    if max(num_segments(order), math.ceil(d / _block(N))) >= 2**16:
+        raise NotImplementedError(f"{num_segments(order)} segments, {d} channels: CUDA allows 2^16 - 1 blocks of each")
     try:
         import jax_triton  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -96,7 +100,13 @@ def _like(x, shape=None):
 
 
 def _block(N):
-    """Channels of a program: more would not fit the registers of its warp."""
+    """Channels of a program: more would not fit the registers of its warp.
+
+    Two a lane at least: of one, the compiler rounds the product with those of other lanes differently in each
+    lane, and which lane's sum over channels is stored would be left to chance.
+    """
+    if N <= 4:
+        return 64
     return 32 if N <= 16 else 256 // N
 
 
