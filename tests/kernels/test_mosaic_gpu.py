@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from test_selective_scan import assert_close, outputs_and_gradients, tolerance, truth
+from test_selective_scan import assert_close, gradients, lowered, outputs_and_gradients, tolerance, truth
 from zigma_kernels import GridPath, selective_scan
 from zigma_kernels.dispatch import nvidia_capability
 from zigma_kernels.selective_scan.cases import CASES, Case
@@ -90,14 +90,14 @@ def test_interpreted_under_vmap_and_remat(mapped):
     args[mapped] = jnp.stack([args[mapped], 2 * args[mapped]])
     axes = {key: 0 if key == mapped else None for key in args}
 
-    def gradients(name):
+    def gradients_by(name):
         def loss(args):
             return jnp.sum(jnp.sin(selective_scan(**args, order=case.order, implementation=name)))
 
         return jax.jit(jax.vmap(jax.grad(jax.checkpoint(loss)), in_axes=(axes,)))(args)
 
-    expected = jax.tree.map(np.asarray, gradients("xla"))
-    assert_close(gradients("mosaic_gpu"), expected, tolerance("float32", case.length))
+    expected = jax.tree.map(np.asarray, gradients_by("xla"))
+    assert_close(gradients_by("mosaic_gpu"), expected, tolerance("float32", case.length))
 
 
 def sharded(case):
@@ -119,11 +119,11 @@ def test_interpreted_under_shard_map():
     args = jax.tree.map(jnp.asarray, case.arguments())
     divided = {key: args[key] for key in ("u", "dt", "z", "initial_state")}  # others' gradients need the other devices
 
-    def gradients(scan):
+    def gradients_by(scan):
         return jax.jit(jax.grad(lambda divided: jnp.sum(jnp.sin(scan(args | divided)))))(divided)
 
-    expected = gradients(lambda args: selective_scan(**args, order=case.order, implementation="xla"))
-    found = gradients(sharded(case))
+    expected = gradients_by(lambda args: selective_scan(**args, order=case.order, implementation="xla"))
+    found = gradients_by(sharded(case))
     assert_close(found, jax.tree.map(np.asarray, expected), tolerance("float32", case.length))
 
 
@@ -135,26 +135,10 @@ def test_not_waiting_is_found(name, monkeypatch):
         outputs_and_gradients(CASES["plain"].arguments(), "mosaic_gpu")
 
 
-def lowered(function, *args):
-    """The program for CUDA, on any machine."""
-    return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
-
-
-def gradients(order=None):
-    def both(args):
-        def run(args):
-            return selective_scan(**args, order=order, return_final_state=True, implementation="mosaic_gpu")
-
-        outputs, vjp = jax.vjp(run, args)
-        return vjp(outputs)
-
-    return both
-
-
 @pytest.mark.parametrize("name", [*CASES, "32 states, bfloat16", "no gate, bfloat16", "1 token"])
 def test_every_case_lowers(name):
     case = (CASES | EXTRA)[name]
-    program = lowered(gradients(case.order), case.shapes)
+    program = lowered(gradients("mosaic_gpu", case.order), case.shapes)
     assert "@mosaic_gpu_v2" in program
     assert "gather" not in program  # the order is followed inside the kernels
 
@@ -163,7 +147,7 @@ def test_every_case_lowers(name):
 def test_a_traced_order_lowers(dtype):
     with jax.enable_x64(dtype == "int64"):
         args, order = CASES["plain"].shapes, jax.ShapeDtypeStruct((33,), dtype)
-        assert "@mosaic_gpu_v2" in lowered(lambda args, order: gradients(order)(args), args, order)
+        assert "@mosaic_gpu_v2" in lowered(lambda args, order: gradients("mosaic_gpu", order)(args), args, order)
 
 
 def test_vmap_remat_and_shard_map_lower():

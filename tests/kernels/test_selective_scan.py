@@ -39,6 +39,24 @@ def outputs_and_gradients(args, implementation, order=None):
     return {"y": y, "final_state": state} | {f"d{name}": g for name, g in gradients.items()}
 
 
+def gradients(implementation, order=None):
+    """A function of the arguments: their gradients, by the outputs themselves, of outputs and final state."""
+
+    def both(args):
+        def run(args):
+            return selective_scan(**args, order=order, return_final_state=True, implementation=implementation)
+
+        outputs, vjp = jax.vjp(run, args)
+        return vjp(outputs)
+
+    return both
+
+
+def lowered(function, *args, platform="cuda"):
+    """The program for a platform, on any machine."""
+    return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
 @functools.cache
 def truth(case: Case):
     """The reference in float64."""
@@ -224,8 +242,7 @@ def test_lowering_chooses_the_form_by_platform():
     args = CASES["plain"].shapes
 
     def hlo(platform):
-        traced = jax.jit(lambda args: selective_scan(**args)).trace(args)
-        return traced.lower(lowering_platforms=(platform,)).as_text()
+        return lowered(lambda args: selective_scan(**args), args, platform=platform)
 
     # Chunks are padded to a multiple of 16 tokens; token by token, nothing is.
     assert "stablehlo.pad" not in hlo("cpu")

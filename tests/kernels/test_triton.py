@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from test_selective_scan import assert_close, outputs_and_gradients, tolerance, truth
+from test_selective_scan import assert_close, gradients, lowered, outputs_and_gradients, tolerance, truth
 from zigma_kernels import GridPath, explain, selective_scan
 from zigma_kernels.selective_scan.cases import CASES, Case
 
@@ -33,22 +33,6 @@ def supported() -> str:
 needs_jax_triton = pytest.mark.skipif(bool(supported()), reason=supported())
 
 
-def lowered(function, *args):
-    """The program for CUDA, on any machine."""
-    return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
-
-
-def gradients(order=None):
-    def both(args):
-        def run(args):
-            return selective_scan(**args, order=order, return_final_state=True, implementation="triton")
-
-        outputs, vjp = jax.vjp(run, args)
-        return vjp(outputs)
-
-    return both
-
-
 @needs_triton
 def test_interpreted():
     """The kernels' own code on the CPU, values and all gradients: plain, bfloat16, several blocks, segments."""
@@ -64,7 +48,7 @@ def test_interpreted():
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_lowers(name):
     case = CASES[name]
-    program = lowered(gradients(case.order), case.shapes)
+    program = lowered(gradients("triton", case.order), case.shapes)
     assert len(re.findall(r"custom_call @triton_kernel_call", program)) == 2
     assert "gather" not in program  # the order is followed inside the kernels
 
@@ -74,20 +58,20 @@ def test_every_case_lowers(name):
 def test_states_and_types_lower(states):
     for dtype in ("float32", "bfloat16", "float16"):
         case = Case("", 1, 40, 48, states, dtype=dtype)
-        assert "triton_kernel_call" in lowered(gradients(), case.shapes)
+        assert "triton_kernel_call" in lowered(gradients("triton"), case.shapes)
 
 
 @needs_jax_triton
 @pytest.mark.parametrize(("length", "channels"), [(1, 40), (40, 1), (1, 1)])
 def test_sizes_of_one_lower(length, channels):
     args = Case("", 1, length, channels, 1).shapes
-    assert "triton_kernel_call" in lowered(gradients(), args)
+    assert "triton_kernel_call" in lowered(gradients("triton"), args)
 
 
 @needs_jax_triton
 def test_a_traced_order_lowers():
     args, order = CASES["plain"].shapes, jax.ShapeDtypeStruct((33,), "int32")
-    assert "triton_kernel_call" in lowered(lambda args, order: gradients(order)(args), args, order)
+    assert "triton_kernel_call" in lowered(lambda args, order: gradients("triton", order)(args), args, order)
 
 
 @needs_jax_triton

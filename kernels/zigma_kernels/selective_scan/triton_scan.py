@@ -102,8 +102,8 @@ def _like(x, shape=None):
 def _block(N):
     """Channels of a program: more would not fit the registers of its warp.
 
-    Two a lane at least: of one, the compiler rounds the product with those of other lanes differently in each
-    lane, and which lane's sum over channels is stored would be left to chance.
+    Of four states or fewer, two channels a lane: of one, the compiler rounds the product with those of other lanes
+    differently in each lane, and which lane's sum over channels is stored would be left to chance.
     """
     if N <= 4:
         return 64
