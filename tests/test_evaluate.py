@@ -11,7 +11,7 @@ from tests import programs
 from tests.training.test_evaluation import dataset_of, draws_of, make_model
 from tests.training.tiny import tiny_config
 from zigma_jax.data.sources import prepare
-from zigma_jax.metrics.networks import load_network
+from zigma_jax.networks import load_network
 from zigma_jax.training.evaluation import features_path, labels_as_in, measure, reference_features
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.weights import save_weights

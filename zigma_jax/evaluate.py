@@ -27,10 +27,11 @@ from zigma_jax.data.images import to_float
 from zigma_jax.data.picture_sets import Pictures, Size, of_dataset, of_files
 from zigma_jax.data.pipeline import open_source
 from zigma_jax.data.sources import Source
+from zigma_jax.files import write_atomically
 from zigma_jax.interpolant import Interpolant
 from zigma_jax.metrics import Features, load_features
-from zigma_jax.metrics.networks import Extractor, load_network
 from zigma_jax.models.zigma import ZigMa
+from zigma_jax.networks import Extractor, load_network
 from zigma_jax.programs import DEFINE_sample, exit_with_errors, parse_flags, parse_labels
 from zigma_jax.training.config import EvalConfig, RunConfig, SampleConfig
 from zigma_jax.training.evaluation import (
@@ -42,7 +43,6 @@ from zigma_jax.training.evaluation import (
     measure,
     reference_features,
 )
-from zigma_jax.training.files import write_atomically
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.sampling import choose_labels, make_sampler
 from zigma_jax.training.sharding import make_mesh, replicated

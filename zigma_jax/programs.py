@@ -11,11 +11,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+from zigma_jax.errors import UserError
 from zigma_jax.training.config import RunConfig, SampleConfig
 from zigma_jax.training.parse_config import from_dict, typed
 
 # RuntimeError: BadDataError and CheckpointError among them.
-EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
+EXPECTED = (UserError, ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
 
 
 def DEFINE_config(default: str | None = None):  # noqa: N802 - as absl and ml_collections name theirs

@@ -26,12 +26,12 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from zigma_jax.data.pipeline import Batch, make_dataset
+from zigma_jax.files import write_atomically
 from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.evaluation import ScheduledEvaluation
-from zigma_jax.training.files import write_atomically
 from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.preview import make_grid, save_png

@@ -206,7 +206,7 @@ def test_a_networks_features_do_not_depend_on_the_batch(monkeypatch):
     def network(images):
         return {"pool": images.reshape(len(images), -1)[:, :5].astype(np.float32)}
 
-    monkeypatch.setattr("zigma_jax.metrics.networks.load_network", lambda name: jax.tree_util.Partial(network))
+    monkeypatch.setattr("zigma_jax.networks.load_network", lambda name: jax.tree_util.Partial(network))
     pictures = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
     found = make_statistics("effnet", make_mesh(), 8)(pictures)
     rows = pictures.reshape(21, -1)[:, :5].astype(np.float64)

@@ -24,9 +24,9 @@ from zigma_jax.ablation.config import Experiment, parse_experiment
 from zigma_jax.ablation.pictures import load_pictures
 from zigma_jax.ablation.report import check_records, record_path, require_matplotlib, write_report
 from zigma_jax.ablation.run import Runner
+from zigma_jax.files import write_atomically
 from zigma_jax.programs import DEFINE_config, exit_with_errors, parse_flags, set_cpu_devices
 from zigma_jax.training.config import require
-from zigma_jax.training.files import write_atomically
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.sharding import check_batch, make_mesh
 

@@ -29,7 +29,7 @@ def make_statistics(features: str, mesh: Mesh, batch: int) -> Statistics:
     """
     if features == "colour":
         return lambda pictures: Gaussian.of(mean_colours(pictures))
-    from zigma_jax.metrics.networks import load_network
+    from zigma_jax.networks import load_network
 
     network = jax.device_put(load_network(features), replicated(mesh))
 

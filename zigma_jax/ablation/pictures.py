@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int32, UInt8
 
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.images import to_uint8
-from zigma_jax.training.files import write_atomically
+from zigma_jax.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

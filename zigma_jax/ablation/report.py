@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zigma_jax.ablation.config import SCANS
-from zigma_jax.training.files import write_atomically
+from zigma_jax.files import write_atomically
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zigma_jax.training.files import write_atomically
+from zigma_jax.files import write_atomically
 
 FILE = "evaluations.json"
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from zigma_jax.data.config import DataConfig
+from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant import Interpolant, ode, sde, time_points
 from zigma_jax.interpolant.guidance import check_guidance
 from zigma_jax.metrics import METRICS
@@ -11,9 +12,9 @@ from zigma_jax.models.config import ZigMaConfig
 
 
 def require(ok: bool, field: str, value: Any, rule: str) -> None:
-    """Raises ValueError naming field, value and rule unless `ok`."""
+    """Raises ConfigError naming field, value and rule unless `ok`."""
     if not ok:
-        raise ValueError(f"config.{field} = {value!r}: {rule}")
+        raise ConfigError(f"config.{field} = {value!r}: {rule}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ class EvalConfig:
         metrics: names of `zigma_jax.metrics.METRICS`; the first decides which checkpoint is the best.
         split: of the data set, to compare with; None: data.split.
         reference: a file for the features of the data set; None: beside its records.
-        network, weights: that features come from, and its file: see `zigma_jax.metrics.networks.load_network`.
+        network, weights: that features come from, and its file: see `zigma_jax.networks.load_network`.
     """
 
     every: int = 0

@@ -32,8 +32,8 @@ from zigma_jax.metrics import (
     metric_label,
 )
 from zigma_jax.metrics.features import GAUSSIAN, KEPT
-from zigma_jax.metrics.networks import load_network
 from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.networks import load_network
 from zigma_jax.training.best import Evaluations
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.logging import MetricLogger

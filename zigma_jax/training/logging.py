@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from zigma_jax.training.files import write_atomically
+from zigma_jax.files import write_atomically
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from zigma_jax.training.files import write_atomically
+from zigma_jax.files import write_atomically
 
 GAP = 2  # pixels between tiles
 BACKGROUND = 255

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flax import nnx
 
+from zigma_jax.files import write_atomically
 from zigma_jax.interop import load_official, load_safetensors, save_official, save_safetensors
 from zigma_jax.interop.weights import abstract_model, config_from_dict
 from zigma_jax.models.config import ZigMaConfig
@@ -14,7 +15,6 @@ from zigma_jax.training.array_store import load_params, save_params
 from zigma_jax.training.best import best_step
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
-from zigma_jax.training.files import write_atomically
 from zigma_jax.training.parse_config import from_dict
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from zigma_jax.metrics.networks.extractor import Network
-from zigma_jax.metrics.networks.layers import bicubic
-from zigma_jax.metrics.networks.weight_file import WeightFile
+from zigma_jax.networks.extractor import Network
+from zigma_jax.networks.layers import bicubic
+from zigma_jax.networks.weight_file import WeightFile
 
 SIZES = {"vits": (384, 12), "vitb": (768, 12), "vitl": (1024, 24)}  # width, depth
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zigma_jax.metrics.networks.weight_file import WeightFile
+from zigma_jax.networks.weight_file import WeightFile
 
 _EPSILON = 1e-3  # of the batch norms of both networks
 

