@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -11,9 +12,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from zigma_jax.errors import UserError
+from zigma_jax.errors import ConfigError, UserError
 from zigma_jax.training.config import RunConfig, SampleConfig
-from zigma_jax.training.parse_config import from_dict, typed
+from zigma_jax.training.parse_config import check_known_field, describe_fields, from_dict, typed
 
 # RuntimeError: BadDataError and CheckpointError among them.
 EXPECTED = (UserError, ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
@@ -25,9 +26,9 @@ def DEFINE_config(default: str | None = None):  # noqa: N802 - as absl and ml_co
 
 
 def load_config(value: config_dict.ConfigDict | None) -> RunConfig:
-    """The typed configuration of the --config flag. Raises ValueError naming field, value and rule."""
+    """The typed configuration of the --config flag. Raises ConfigError naming field, value and rule."""
     if value is None:
-        raise ValueError("--config is missing; for example --config=configs/quickstart.py")
+        raise ConfigError("--config is missing; for example --config=configs/quickstart.py")
     return from_dict(value)
 
 
@@ -62,23 +63,33 @@ def DEFINE_sample():  # noqa: N802
 
 
 def parse_labels(given: Sequence[str]) -> list[int]:
-    """Of a flag --labels. Raises ValueError for what is no number."""
+    """Of a flag --labels. Raises ConfigError for what is no number."""
     try:
         return [int(label) for label in given]
     except ValueError as error:
-        raise ValueError(f"--labels={','.join(given)}: must be whole numbers") from error
+        raise ConfigError(f"--labels={','.join(given)}: must be whole numbers") from error
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """`absl.flags.FLAGS`, with one line for a --config.x.y that no config has."""
+    """`absl.flags.FLAGS`, with one line for flags that do not exist, and every field of a configuration in --help."""
+    if any(argument in ("--help", "-help", "-h", "--helpfull", "--helpshort") for argument in argv):
+        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        if "config" in flags.FLAGS:
+            print(f"\nFields of a configuration, each of them a flag:\n{describe_fields()}")
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
+        given = [match[1] for argument in argv if (match := re.match(r"--?(?:no)?config\.([\w.]+)", argument))]
+        for path in given:
+            try:
+                check_known_field(path)
+            except ConfigError as unknown:
+                sys.exit(f"error: {unknown}")
         reason: object = error
         while isinstance(reason, Exception):  # ml_collections raises an error that holds the error
             reason = reason.args[0]
-        given = " ".join(argument for argument in argv if argument.startswith("--config."))
-        sys.exit(f"error: {given}: the configuration has no field {' '.join(str(reason).split())}")
+        sys.exit(f"error: --config.{' --config.'.join(given)}: {' '.join(str(reason).split())}")
     except flags.Error as error:
         sys.exit(f"error: {error}")
 

@@ -4,13 +4,17 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from absl import flags as absl_flags
+from ml_collections import config_flags
 
 from tests.training.tiny import tiny_config
 from zigma_jax.ablation.config import parse_experiment
-from zigma_jax.training.config import SampleConfig
-from zigma_jax.training.parse_config import default_config, from_dict, to_dict
+from zigma_jax.errors import ConfigError
+from zigma_jax.training.config import RunConfig, SampleConfig
+from zigma_jax.training.parse_config import default_config, describe_fields, from_dict, to_dict
 
 CONFIGS = sorted(Path("configs").glob("*.py"))
 
@@ -53,6 +57,7 @@ def test_json_round_trip():
         ("model", "sample_shape", (9, 9, 3), "config.data.image_size = .*says otherwise"),
         ("data", "image_size", 33, "config.data.image_size = 33: model.sample_shape"),
         ("data", "max_bad_fraction", 2.0, "data.max_bad_fraction=2.0"),
+        ("latent", "weights", "x", "config.latent.weights = 'x': needs latent.autoencoder"),
         ("optimizer", "schedule", "linear", "config.optimizer.schedule = 'linear': must be one of constant, cosine"),
         ("optimizer", "learning_rate", -1.0, "config.optimizer.learning_rate = -1.0: must be positive"),
         ("interpolant", "path", "cubic", "cubic"),
@@ -105,3 +110,59 @@ def test_the_size_of_samples_is_said_once():
     config.data.image_size = 64
     with pytest.raises(ValueError, match="says otherwise"):
         from_dict(config)
+
+
+def test_a_model_with_text_is_refused_before_anything_is_compiled():
+    with pytest.raises(ConfigError, match=r"config.model.context_size = 8: must be 0"):
+        tiny_config(
+            "somewhere", model__context_size=8, model__num_classes=0, model__null_class=False, train__label_dropout=0.0
+        )
+
+
+def test_a_shape_that_no_autoencoder_makes_is_refused():
+    sections = to_dict(tiny_config("somewhere"))
+    sections["latent"]["autoencoder"] = "taef2:somewhere"
+    sections["data"]["image_size"], sections["model"]["sample_shape"] = (16, 24), (8, 8, 4)
+    with pytest.raises(ConfigError, match=r"config.model.sample_shape = \(8, 8, 4\): .* follows from the autoencoder"):
+        from_dict(sections)
+    sections["model"]["sample_shape"] = (8, 12, 4)
+    assert from_dict(sections).model.sample_shape == (8, 12, 4)
+    sections["data"]["image_size"] = None
+    with pytest.raises(ConfigError, match=r"config.data.image_size = None: give the size of the pictures"):
+        from_dict(sections)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module.. method:DeprecationWarning")  # ml_collections' own
+@pytest.mark.parametrize(
+    ("flag", "path", "value"),
+    [
+        ("--config.data.image_size=12,20", "data.size", (12, 20)),
+        ("--config.data.image_size=(12, 20)", "data.size", (12, 20)),
+        ("--config.sample.steps=0,0.3,1", "sample.steps", (0.0, 0.3, 1.0)),
+        ("--config.sample.steps=7", "sample.steps", 7),
+        ("--config.sample.guidance_interval=[0.1, 0.5]", "sample.guidance_interval", (0.1, 0.5)),
+        ("--config.eval.metrics=fd,kd", "eval.metrics", ("fd", "kd")),
+        ("--config.eval.metrics=kd", "eval.metrics", ("kd",)),
+        ("--config.latent.scale=0.5", "latent.scale", 0.5),
+        ("--config.interpolant.train_eps=0.01", "interpolant.train_eps", 0.01),
+        ("--config.data.folder=1", "data.folder", "1"),
+    ],
+)
+def test_flags_of_every_kind(flag, path, value, monkeypatch):
+    flags = absl_flags.FlagValues()
+    monkeypatch.setattr("sys.argv", ["train", "--config=configs/quickstart.py", "--config.sample.method=heun", flag])
+    config = config_flags.DEFINE_config_file("config", flag_values=flags, lock_config=True)
+    flags(["train", "--config=configs/quickstart.py", "--config.sample.method=heun", flag])
+    found = from_dict(config.value)
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_help_lists_every_field_with_its_meaning():
+    text = describe_fields()
+    for section in dataclasses.fields(RunConfig):
+        for field in dataclasses.fields(cast(Any, section.type)):
+            entry = text.partition(f"--config.{section.name}.{field.name}  ")[2].splitlines()
+            assert "by default" in entry[0]
+            assert len(entry[1].strip()) > 5, f"{section.name}.{field.name} has no line in its docstring"

@@ -2,41 +2,88 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
+
+from zigma_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The `data.*` fields of a run."""
+    """data.*: the pictures.
+
+    Attributes:
+        name: avatars, emoji (or avatars/256, …), folder, or a set of TFDS's catalogue.
+        data_dir: where prepared sets lie; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        split: a split of the set, or part of one as TFDS writes it: "train[:90%]".
+        image_size: pixels (height, width), or one number for a square.
+        flip: mirror every other picture, drawn anew each time that it is seen.
+        workers: processes that make batches; 0: one thread of this process.
+        max_bad_fraction: the run stops when more of the samples than this were unreadable (of at least 1000).
+        folder: the directory of pictures, for name="folder".
+    """
 
     name: str = "avatars"
-    """avatars, emoji (or avatars/256, …), folder, or a set of TFDS's catalogue."""
     data_dir: str | None = None
-    """Where prepared sets lie; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     split: str = "train"
-    """A split of the set, or part of one as TFDS writes it: "train[:90%]"."""
     image_size: int | tuple[int, int] = 32
-    """Pixels (h, w), or one number for a square."""
     flip: bool = False
-    """Mirror every other picture, drawn anew each time that it is seen."""
     workers: int = 0
-    """Processes that make batches; 0: one thread of this process."""
     max_bad_fraction: float = 0.01
-    """The run stops when more of the samples than this were unreadable (of at least 1000)."""
     folder: str | None = None
-    """The directory of pictures, for name="folder"."""
 
     def __post_init__(self):
         if isinstance(self.image_size, Sequence) and len(self.image_size) != 2:
-            raise ValueError(f"data.image_size={self.image_size}: must be one number or two, (height, width)")
+            raise ConfigError(f"data.image_size={self.image_size}: must be one number or two, (height, width)")
         for pixels in self.size:
             if pixels < 1:
-                raise ValueError(f"data.image_size={self.image_size}: must be positive")
+                raise ConfigError(f"data.image_size={self.image_size}: must be positive")
         if self.workers < 0:
-            raise ValueError(f"data.workers={self.workers}: must be 0 or more")
+            raise ConfigError(f"data.workers={self.workers}: must be 0 or more")
         if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}: must lie in [0, 1]")
+            raise ConfigError(f"data.max_bad_fraction={self.max_bad_fraction}: must lie in [0, 1]")
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentConfig:
+    """latent.*: how pictures become the samples that the model is trained on; docs/latents.md.
+
+    Attributes:
+        autoencoder: empty: the samples are pixels. Otherwise an autoencoder: a directory in Hugging Face layout, a
+            file, hf://owner/repo, or KIND:PLACE ("taef2:DIR"), as `zigma_jax.networks.load_autoencoder` takes it.
+        weights: where the weights lie, if `autoencoder` is the kind alone ("kl", "taesd", "taef2", …).
+        cache: "encoded": every picture is encoded once, into a set of its own beside the data set; a directory: the
+            same, there; "step": pictures are encoded in the training step, and nothing is kept.
+        scale, shift: samples are (z − shift) · scale, one number or one a channel; None: what the network's
+            config.json says.
+        statistics: "config": scale and shift as above; "measured": they make each channel of the encoded set
+            zero on average with a standard deviation of one.
+        dtype: the autoencoder computes in "float32" or "bfloat16".
+    """
+
+    autoencoder: str = ""
+    weights: str | None = None
+    cache: str = "encoded"
+    scale: float | tuple[float, ...] | None = None
+    shift: float | tuple[float, ...] | None = None
+    statistics: Literal["config", "measured"] = "config"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if self.weights and not self.autoencoder:
+            raise ConfigError(
+                f"config.latent.weights = {self.weights!r}: needs latent.autoencoder, the kind of network"
+            )
+        if not self.cache:
+            raise ConfigError("config.latent.cache = '': must be 'encoded', 'step' or a directory")
+        if self.statistics == "measured" and self.cache == "step":
+            raise ConfigError(
+                "config.latent.statistics = 'measured': are taken from the encoded set, which latent.cache = 'step' "
+                "does without; give latent.scale and latent.shift, or latent.cache = 'encoded'"
+            )
+        if self.statistics == "measured" and (self.scale is not None or self.shift is not None):
+            raise ConfigError("config.latent.statistics = 'measured': leave latent.scale and latent.shift out")

@@ -45,6 +45,7 @@ class Interpolant:
         time_sampling: "uniform" | "logit_normal": distribution of t in training, over `interval("train")`.
             The second is sigmoid(logit_mean + logit_std * normal) (Stable Diffusion 3, arXiv 2403.03206,
             whose t runs the other way: here a positive mean is closer to data).
+        logit_mean, logit_std: of time_sampling="logit_normal".
         train_eps, sample_eps: how far from a singular end of [0, 1] training and sampling stay, where path
             and prediction have one (see `interval`). None: 1e-3, but 1e-5 for training on vp.
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from zigma_jax.data.config import DataConfig
+from zigma_jax.data.config import DataConfig, LatentConfig
 from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant import Interpolant, ode, sde, time_points
 from zigma_jax.interpolant.guidance import check_guidance
@@ -222,6 +222,7 @@ class RunConfig:
 
     model: ZigMaConfig = ZigMaConfig(sample_shape=(32, 32, 3))
     data: DataConfig = DataConfig()
+    latent: LatentConfig = LatentConfig()
     interpolant: Interpolant = Interpolant()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -232,7 +233,13 @@ class RunConfig:
 
     def __post_init__(self):
         require(
-            not self.train.label_dropout or self.model.null_class or bool(self.model.context_size),
+            self.model.context_size == 0,
+            "model.context_size",
+            self.model.context_size,
+            "must be 0: this program has no text to condition on",
+        )
+        require(
+            not self.train.label_dropout or self.model.null_class,
             "train.label_dropout",
             self.train.label_dropout,
             "needs model.null_class = True, the class that stands for no label",
