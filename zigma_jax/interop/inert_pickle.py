@@ -13,8 +13,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zigma_jax.errors import WeightsError
 
-class TorchFileError(ValueError):
+
+class TorchFileError(WeightsError):
     """The file is damaged, or holds something that is not a checkpoint; the message names file and entry."""
 
 

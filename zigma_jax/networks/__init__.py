@@ -12,11 +12,12 @@
 import os
 from functools import partial
 
+from zigma_jax.errors import ConfigError
 from zigma_jax.networks import dinov2, effnet, inception
 from zigma_jax.networks.extractor import Extractor
-from zigma_jax.networks.weight_file import WeightFile
+from zigma_jax.networks.sources import MissingWeightsError, find_weights
 
-__all__ = ["NETWORKS", "Extractor", "load_network"]
+__all__ = ["NETWORKS", "Extractor", "find_weights", "load_network"]
 
 # name: (what builds it from a file, where a package has one or None, what to do where there is none)
 NETWORKS = {
@@ -39,24 +40,26 @@ def load_network(name: str, weights: str | os.PathLike[str] | None = None) -> Ex
 
     Args:
         name: one of `NETWORKS`.
-        weights: a file of weights, `.safetensors` or PyTorch's (of which nothing is ever executed). None: those
-            that a package brings, which only `effnet` has.
+        weights: a file of weights, `.safetensors` or PyTorch's (of which nothing is ever executed); a directory that
+            holds one, as on the Hugging Face hub; or a place there, `hf://owner/repository[/path][@revision]`. None:
+            those that a package brings, which only `effnet` has.
 
     Raises:
-        ValueError: unknown name; or a file that lacks tensors, has others, or has some of another shape or dtype
+        ConfigError: unknown name.
+        MissingWeightsError, HubError, MissingPackageError: as `find_weights`; the message says where to get the
+            weights.
+        WeightsError: a damaged file, or one that lacks tensors, has others, or has some of another shape or dtype
             or with values that are not finite (named one by one).
-        FileNotFoundError: no file; the message says where to get it.
         TorchFileError: a damaged or unsafe PyTorch file.
     """
     if name not in NETWORKS:
-        raise ValueError(f"network {name!r}: there are {', '.join(NETWORKS)}")
+        raise ConfigError(f"network {name!r}: there are {', '.join(NETWORKS)}")
     build, packaged, where = NETWORKS[name]
-    path = weights if weights is not None or packaged is None else packaged()
-    if path is None:
-        raise FileNotFoundError(f"network {name!r} needs a file of weights. {where}")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"network {name!r}: {os.fspath(path)} is not a file. {where}")
-    file = WeightFile(path)
+    place = weights if weights is not None or packaged is None else packaged()
+    if place is None:
+        raise MissingWeightsError(f"network {name!r} needs a file of weights. {where}")
+    found = find_weights(place, where=where, flag=f"weights of {name!r}")
+    file = found.open()
     network = build(file)
     file.check()
-    return Extractor.of(name, network, file.fingerprint())
+    return Extractor.of(name, network, file.fingerprint(), found.place)

@@ -29,7 +29,7 @@ def where(size: str, registers: bool) -> str:
     repository = f"facebook/dinov2-{'with-registers-' * registers}{_LONG[size]}"
     original = f"dinov2_{size}14_{'reg4_' * registers}pretrain.pth"
     return (
-        f"Give as `weights` the path of model.safetensors of {repository} on the Hugging Face hub, or of {original} "
+        f"Give as `weights` hf://{repository}, of the Hugging Face hub, or a file: its model.safetensors, or {original} "
         "from https://github.com/facebookresearch/dinov2."
     )
 

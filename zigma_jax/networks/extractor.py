@@ -31,6 +31,7 @@ class Extractor:
         fingerprint: sha256 (hex) of the weights as they were in the file: features are comparable where name and
             fingerprint are equal.
         dim: length of the feature "pool".
+        place: where the weights were read, for a run's record; on the hub with the commit.
     """
 
     weights: Any
@@ -38,11 +39,12 @@ class Extractor:
     name: str = dataclasses.field(metadata={"static": True})
     fingerprint: str = dataclasses.field(metadata={"static": True})
     dim: int = dataclasses.field(metadata={"static": True})
+    place: str = dataclasses.field(default="", metadata={"static": True})
 
     @staticmethod
-    def of(name: str, network: Network, fingerprint: str) -> "Extractor":
+    def of(name: str, network: Network, fingerprint: str, place: str = "") -> "Extractor":
         graphdef, weights = nnx.split(network)
-        return Extractor(weights, graphdef, name, fingerprint, network.dim)
+        return Extractor(weights, graphdef, name, fingerprint, network.dim, place)
 
     def __call__(self, images: Shaped[Array | np.ndarray, "..."]) -> dict[str, Float[Array, "b ..."]]:
         """Features of pictures (b, H, W, 3), uint8, of any height and width; compiled once a shape.
