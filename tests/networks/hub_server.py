@@ -48,10 +48,10 @@ class Hub:
 class _Handler(http.server.BaseHTTPRequestHandler):
     hub: Hub
 
-    def do_HEAD(self):  # noqa: N802 - as the base class calls it
+    def do_HEAD(self):
         self.answer()
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.answer()
 
     def log_message(self, format, *args):

@@ -29,8 +29,8 @@ def where(size: str, registers: bool) -> str:
     repository = f"facebook/dinov2-{'with-registers-' * registers}{_LONG[size]}"
     original = f"dinov2_{size}14_{'reg4_' * registers}pretrain.pth"
     return (
-        f"Give as `weights` hf://{repository}, of the Hugging Face hub, or a file: its model.safetensors, or {original} "
-        "from https://github.com/facebookresearch/dinov2."
+        f"Give as `weights` hf://{repository}, of the Hugging Face hub, or a file: its model.safetensors, "
+        f"or {original} from https://github.com/facebookresearch/dinov2."
     )
 
 

@@ -130,7 +130,9 @@ class HubRepository:
         elif isinstance(error, errors.EntryNotFoundError) and status == 404:
             message = f"there is no such file in revision {self.revision}: see {page}/tree/{self.revision}"
         elif isinstance(error, errors.RepositoryNotFoundError) and status != 401:
-            message = f"there is no such repository, or it is private: check the name at {page}; if it is yours, {login}"
+            message = (
+                f"there is no such repository, or it is private: check the name at {page}; if it is yours, {login}"
+            )
         elif status == 401:
             message = f"there is no such repository, or it wants another token: check the name at {page}, then {login}"
         elif status is not None and status < 500 and status not in (408, 429):

@@ -81,7 +81,9 @@ class Weights:
         revision: that commit's hash; None for local files.
     """
 
-    def __init__(self, place: str, folder: _LocalFolder | _HubFolder, file: str | None, *, revision: str | None, advice: str):
+    def __init__(
+        self, place: str, folder: _LocalFolder | _HubFolder, file: str | None, *, revision: str | None, advice: str
+    ):
         self.place, self.revision = place, revision
         self._folder, self._file, self._advice = folder, file, advice
 

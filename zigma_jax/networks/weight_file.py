@@ -19,7 +19,7 @@ from zigma_jax.interop.torch_file import read_torch
 from zigma_jax.networks.fingerprints import FingerprintMemory
 
 _DTYPES = tuple(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
-_MOST = 12  # problems named; a file of another network has thousands
+_MOST = 8  # tensors named of each kind of problem; a file of another network has thousands
 # In files, and of no use to inference: counters of batch norms, and the numbers 0, 1, 2, … of older transformers.
 _IGNORED = ("num_batches_tracked", "position_ids")
 
@@ -93,12 +93,15 @@ class WeightFile:
         """Raises WeightsError naming what did not fit, and what nobody took."""
         rest = [name for name in self._tensors if name not in self._asked and not name.endswith(_IGNORED)]
         problems = self._problems + [f"unexpected: {name} {self._tensors[name].shape}" for name in rest]
-        if problems:
-            more = [f"… and {len(problems) - _MOST} more"] if len(problems) > _MOST else []
-            raise WeightsError(
-                f"{self.path} does not fit the network ({len(problems)} tensors):\n  "
-                + "\n  ".join(problems[:_MOST] + more)
-            )
+        if not problems:
+            return
+        kinds: dict[str, list[str]] = {}
+        for problem in problems:
+            kinds.setdefault(problem.partition(":")[0], []).append(problem)
+        lines = []
+        for kind in kinds.values():
+            lines += kind[:_MOST] + [f"… and {len(kind) - _MOST} more"] * (len(kind) > _MOST)
+        raise WeightsError(f"{self.path} does not fit the network ({len(problems)} tensors):\n  " + "\n  ".join(lines))
 
     def fingerprint(self) -> str:
         """sha256 (hex) of the tensors taken, as float32, with their names and shapes, in the names' order.
