@@ -390,7 +390,7 @@ def test_a_network_with_weights_from_the_hub(hub):
     extractor = load_network("effnet", "hf://owner/repo/weights")
     assert extractor.place == f"hf://owner/repo/weights@{ONE}"
     with pytest.raises(
-        WeightsError, match=r"(?s)weights@1{40} does not fit the network.*missing: .*unexpected: _conv_stem"
+        WeightsError, match=r"(?s)weights@1{40} does not fit the network.*missing: .*unexpected: _blocks"
     ):
         load_network("dinov2-vits14", "hf://owner/repo/weights")
 
