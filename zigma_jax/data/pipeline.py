@@ -130,9 +130,9 @@ class BatchIterator:
 
     def __init__(self, dataset: "ImageDataset", step: int = 0):
         self._dataset, self.step = dataset, step
-        self._batches: Iterator[tuple[Batch, list[tuple[int, str]]]] | None = None
+        self._batches: grain.DatasetIterator[tuple[Batch, list[tuple[int, str]]]] | None = None
 
-    def _start(self) -> Iterator[tuple[Batch, list[tuple[int, str]]]]:
+    def _start(self) -> grain.DatasetIterator[tuple[Batch, list[tuple[int, str]]]]:
         steps = grain.MapDataset.source(self._dataset._steps)[self.step :]
         batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH))
         if workers := self._dataset.config.workers:
@@ -152,6 +152,12 @@ class BatchIterator:
         self.step += 1
         self._dataset.reads.add(len(batch["index"]), failures, self._dataset.info)
         return batch
+
+    def close(self) -> None:
+        """Ends the worker processes, if there are any; the next batch would start them again."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
     def get_state(self) -> dict[str, Any]:
         """A small JSON-able dictionary. `step` is the number of batches handed out."""

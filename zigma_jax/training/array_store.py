@@ -14,8 +14,10 @@ import orbax.checkpoint as ocp
 import tensorstore
 from jaxtyping import PyTree
 
+from zigma_jax.errors import UserError
 
-class CheckpointError(RuntimeError):
+
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint could not be written, is damaged, or belongs to another model."""
 
 

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from zigma_jax.training.array_store import (
@@ -43,6 +42,7 @@ from zigma_jax.training.array_store import (
     read_array,
 )
 from zigma_jax.training.integrity import check_file, check_sums, fingerprint, write_sums
+from zigma_jax.training.processes import from_primary
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Checkpointer:
                 raise TypeError(f"leaf {name} of the state is no plain array but {getattr(leaf, 'dtype', type(leaf))}")
         text = json.dumps(extra or {}, default=_bytes_to_json, indent=1)
         size = sum(leaf.nbytes for leaf in leaves.values())
-        _from_primary(lambda: self._prepare(step, size))
+        from_primary(lambda: self._prepare(step, size))
         self._damaged = []
 
         fingerprints = {name: fingerprint(leaf) for name, leaf in leaves.items()}  # enqueued before any donation
@@ -222,13 +222,13 @@ class Checkpointer:
         """
         self.wait()
         wanted = {name: placed(leaf) for name, leaf in flatten(abstract).items()}
-        steps = _from_primary(self.steps) if step is None else [step]
+        steps = from_primary(self.steps) if step is None else [step]
         if not steps:
             raise CheckpointError(f"there is no checkpoint under {self.directory}")
         failures: dict[int, str] = {}
         for candidate in reversed(steps):
             path = self.directory / str(candidate)
-            found = _from_primary(lambda path=path: _inspect(path))
+            found = from_primary(lambda path=path: _inspect(path))
             problems, leaves = found["problems"], {}
             if not problems:
                 check_same_model(wanted, found["leaves"], path, partial)
@@ -259,7 +259,7 @@ class Checkpointer:
                 _log.warning("checkpoint %s is damaged: %s", path, problems[0])
             raise CheckpointError(f"there is no sound checkpoint under {self.directory}")
 
-        return json.loads(_from_primary(read), object_hook=_bytes_from_json)
+        return json.loads(from_primary(read), object_hook=_bytes_from_json)
 
     def _read(self, path: Path, wanted: dict, stored: dict) -> tuple[dict[str, jax.Array], list[str]]:
         """The leaves of `wanted`, in its order, and what is wrong with them by `stored`'s fingerprints."""
@@ -298,25 +298,6 @@ def _leaves_hit(path: Path) -> list[str]:
             sound = False
         hit += [] if sound else [name]
     return [f"leaves hit: {listed(hit)}"] if hit else []
-
-
-def _from_primary(f: Callable[[], Any]) -> Any:
-    """What `f` returns (JSON) or raises on process 0, on every process: they must agree on what there is."""
-    if jax.process_count() == 1:
-        return f()
-    reply: dict[str, Any] = {}
-    if jax.process_index() == 0:
-        try:
-            reply = {"value": f()}
-        except CheckpointError as error:
-            reply = {"error": str(error)}
-    text = np.frombuffer(json.dumps(reply).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
-    text = multihost_utils.broadcast_one_to_all(np.resize(text, size))
-    reply = json.loads(np.asarray(text, np.uint8).tobytes())
-    if "error" in reply:
-        raise CheckpointError(reply["error"])
-    return reply["value"]
 
 
 def _split(value: jax.Array) -> tuple[str, bool]:

@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from zigma_jax.files import write_atomically
+from zigma_jax.training.tolerance import Tolerance
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class MetricLogger:
         if every < 1:
             raise ValueError(f"every={every}: must be at least 1")
         self.workdir, self.total_steps, self.every = Path(workdir), total_steps, every
+        self.tolerate = Tolerance()
         self.images_per_step = images_per_step
         self._primary = jax.process_index() == 0
         self._pending: tuple[int, dict[str, Any]] | None = None
@@ -129,6 +131,12 @@ class MetricLogger:
         """Prints above the progress bar, on process 0."""
         if self._primary:
             tqdm.write(text)
+
+    def __enter__(self) -> "MetricLogger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """`flush`, and closes everything."""

@@ -1,0 +1,173 @@
+"""A run's directory: who owns it, which model it is of."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from zigma_jax.errors import ConfigError
+from zigma_jax.files import sweep, write_atomically
+from zigma_jax.training.config import RunConfig
+from zigma_jax.training.parse_config import from_dict, to_dict
+from zigma_jax.training.processes import from_primary
+
+_log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+CONFIG = "config.json"
+_BEAT = 2.0  # seconds between the signs of life that stand for a lock where there are none
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+# Sections whose fields decide what the arrays of a checkpoint mean, but for those fields that only decide how fast.
+_BINDING = ("model", "interpolant")
+_FREE = {"model.remat", "model.unroll", "model.dtype", "model.drop_path_rate", "model.scan_implementation"}
+
+
+@contextlib.contextmanager
+def owned(workdir: Path) -> Iterator[None]:
+    """Makes `workdir`, keeps other runs out of it, and removes what killed ones left half written.
+
+    The lock is the operating system's (`flock`) on `.lock`, which says in words who holds it: it ends with the
+    process, however that ends. Where the file system has no locks, which a warning says, the owner gives a sign of
+    life every two seconds instead, and whoever comes later waits for one.
+
+    Raises:
+        ConfigError: another run is at work there, on this machine or another; or `workdir` is a bucket's address.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
+        raise ConfigError(
+            f"--workdir={workdir}: must be a directory; mount the bucket (gcsfuse, for one) and name that"
+        )
+    with contextlib.ExitStack() as held:
+        from_primary(lambda: _take(workdir, held))
+        yield
+
+
+def _take(workdir: Path, held: contextlib.ExitStack) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    held.enter_context(_lock(workdir / LOCK))
+    for directory in (workdir, workdir / "previews"):
+        sweep(directory)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locked = _flock(descriptor, path)
+            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+                break
+        except FileNotFoundError:
+            pass  # its owner has just let it go, and removed it
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    owner = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+    ended = threading.Event()
+    if not locked:
+        threading.Thread(target=_live, args=(path, ended), name="lock", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        path.unlink(missing_ok=True)  # while it is still locked, so that nobody else's is removed
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path) -> bool:
+    """True: locked. False: the file system has no locks, and nobody gives a sign of life."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        raise _refusal(path) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _log.warning("%s: this file system has no locks (%s); a sign of life stands for one", path, error.strerror)
+    if path.stat().st_size:
+        first = _beat(path)
+        for _ in range(4):
+            time.sleep(_BEAT / 2)
+            if _beat(path) != first:
+                raise _refusal(path)
+    return False
+
+
+def _live(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(_BEAT):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _beat(path: Path) -> int:
+    with open(path, "rb") as file:  # opening asks the server of a network file system; `stat` alone may not
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+def _refusal(path: Path) -> ConfigError:
+    try:
+        owner = json.loads(path.read_text())
+        who = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another process"
+    return ConfigError(
+        f"--workdir={path.parent} is in use by {who}: wait for that run, stop it, or choose another workdir"
+    )
+
+
+def check_same_run(config: RunConfig, saved: dict[str, Any], workdir: Path) -> list[str]:
+    """Compares with the configuration in a checkpoint, which binds the workdir. Returns what else changed, in lines.
+
+    Raises:
+        ConfigError: the checkpoint is of another model.
+    """
+    with contextlib.suppress(ValueError):  # of another version, with other fields: compared as it is
+        saved = to_dict(from_dict(saved))
+    old, new = _flat(saved), _flat(to_dict(config))
+    changed = [name for name in new if _plain(old.get(name)) != _plain(new[name])]
+    lines = [f"  {name}: {old.get(name)!r} in the workdir, {new[name]!r} now" for name in changed]
+    if other := [name for name in changed if name.split(".")[0] in _BINDING and name not in _FREE]:
+        raise ConfigError(
+            f"--workdir={workdir} holds a run of another model ({', '.join(other)} differ); choose another "
+            "workdir, or the configuration it was made with:\n" + "\n".join(lines)
+        )
+    return lines
+
+
+def write_config(config: RunConfig, workdir: Path) -> None:
+    """Writes config.json, on process 0: for people and other programs. A run itself goes by its checkpoints."""
+    if jax.process_index() > 0:
+        return
+    path = workdir / CONFIG
+    if path.exists():
+        try:
+            if not isinstance(json.loads(path.read_bytes()), dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            _log.warning("%s was empty or damaged (%s), and is written anew", path, error)
+    write_atomically(path, json.dumps(to_dict(config), indent=1).encode())
+
+
+def _flat(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {f"{section}.{field}": value for section, fields in config.items() for field, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value))
