@@ -6,6 +6,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
+CROP = "center_crop 1"
+"""What encoded pictures were cut by: to be changed whenever `decode` or `center_crop` gives other pixels."""
+
 
 def decode(encoded: bytes) -> Image.Image:
     """Decodes a picture of any mode that Pillow reads to RGB, upright (its EXIF orientation applied).

@@ -1,4 +1,4 @@
-"""Batches of pictures: deterministic, sharded by process, resumable to the sample.
+"""Batches of pictures or of their encodings: deterministic, sharded by process, resumable to the sample.
 
 The batch of step k is a pure function of (data set, seed, k, global batch size). Everything else follows:
 a run resumed at step k reads what the uninterrupted run would have read, processes need not talk to each
@@ -6,10 +6,9 @@ other, workers can take any steps in any order, and the number of processes neve
 global batch.
 """
 
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -17,77 +16,76 @@ from absl import flags, logging
 
 from zigma_jax.data import images
 from zigma_jax.data.config import DataConfig
+from zigma_jax.data.encoded import EncodedSet
+from zigma_jax.data.reads import BadDataError, Reads
 from zigma_jax.data.sources import Source, SourceInfo, prepare
+from zigma_jax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
-"""`image` float32 (b, h, w, 3) in [-1, 1]; `index` int32 (b,), the record's place in the data set; `label`
-int32 (b,) if the set has classes."""
+"""`image` float32 (b, h, w, 3) in [-1, 1], or of an encoded set `mean` and, if its network has one, `std`, float16
+(b, h, w, c), in the network's units; `index` int32 (b,), the record's place in the data set; `label` int32 (b,) if the
+set has classes."""
 
 _PREFETCH = 4  # batches made ahead, in one background thread
 _FLIP, _REPLACE = 1, 2  # what a random stream is for
 _ATTEMPTS = 64  # other records tried in place of an unreadable one
-_GRACE = 1000  # samples read before the fraction of unreadable ones is taken at its word
 
 
-class BadDataError(RuntimeError):
-    """More records were unreadable than `data.max_bad_fraction` allows."""
+@runtime_checkable
+class Examples(Protocol):
+    """What batches are made of: pictures, or what an encoded set has of them."""
+
+    info: SourceInfo
+
+    def read(self, index: int, flip: bool) -> Any:
+        """One example, mirrored or not. An exception of any kind means that it is unreadable."""
+        ...
+
+    def batch(self, examples: list[Any]) -> Batch:
+        """Examples as arrays by name. An exception is an error."""
+        ...
 
 
-@dataclasses.dataclass
-class Reads:
-    """Samples read so far, and those that could not be read and were replaced."""
+class Pictures:
+    """Pictures of a source, cropped to `size`."""
 
-    max_bad_fraction: float
-    seen: int = 0
-    bad: int = 0
+    def __init__(self, source: Source, size: tuple[int, int]):
+        self.source, self.size, self.info = source, size, source.info
 
-    def add(self, count: int, failures: list[tuple[int, str]], info: SourceInfo) -> None:
-        """Counts a batch. Raises BadDataError above the threshold."""
-        self.seen += count
-        self.bad += len(failures)
-        for index, message in failures[: max(0, 10 - self.bad + len(failures))]:
-            logging.warning("Record %d of %s is unreadable and was replaced: %s", index, info.name, message)
-        if self.bad > self.max_bad_fraction * max(self.seen, _GRACE):
-            raise BadDataError(
-                f"{self.bad} of the {self.seen} samples read from {info.name}, split {info.split}, were "
-                f"unreadable; "
-                f"data.max_bad_fraction={self.max_bad_fraction} allows "
-                f"{self.max_bad_fraction * max(self.seen, _GRACE):.0f}. "
-                f"The last was record {failures[-1][0]} in {info.path}: {failures[-1][1]}"
-            )
+    def read(self, index: int, flip: bool) -> tuple[dict[str, Any], np.ndarray]:
+        """The record and its pixels."""
+        record = self.source[index]
+        pixels = images.center_crop(images.decode(self.source.picture(record)), self.size)
+        return record, pixels[:, ::-1] if flip else pixels
+
+    def batch(self, examples: list[tuple[dict[str, Any], np.ndarray]]) -> Batch:
+        """`image`, and `label` if there are classes."""
+        batch: Batch = {"image": images.to_float(np.stack([pixels for _, pixels in examples]))}
+        if self.info.num_classes:
+            batch["label"] = np.array([self.source.label(record) for record, _ in examples], np.int32)
+        return batch
 
 
 class _Reader:
     """Reads samples; an unreadable one is replaced by another that (seed, index) alone determines."""
 
-    def __init__(self, source: Source, size: tuple[int, int], seed: int):
-        self.source, self.size, self.seed = source, size, seed
+    def __init__(self, examples: Examples, seed: int):
+        self.examples, self.seed = examples, seed
 
     def batch(self, indices: Sequence[int], flips: Sequence[bool]) -> tuple[Batch, list[tuple[int, str]]]:
         failures: list[tuple[int, str]] = []
-        pixels = np.empty((len(indices), *self.size, 3), np.uint8)
-        out: Batch = {"index": np.empty(len(indices), np.int32)}
-        if self.source.info.num_classes:
-            out["label"] = np.empty(len(indices), np.int32)
-        for i, (index, flip) in enumerate(zip(indices, flips, strict=True)):
-            index, record, picture = self._read(index, failures)
-            pixels[i] = picture[:, ::-1] if flip else picture
-            out["index"][i] = index
-            if "label" in out:
-                out["label"][i] = self.source.label(record)
-        return {"image": images.to_float(pixels), **out}, failures
+        read = [self._read(index, flip, failures) for index, flip in zip(indices, flips, strict=True)]
+        batch = self.examples.batch([example for _, example in read])
+        return {**batch, "index": np.array([index for index, _ in read], np.int32)}, failures
 
-    def _read(self, index: int, failures: list[tuple[int, str]]) -> tuple[int, dict[str, Any], np.ndarray]:
+    def _read(self, index: int, flip: bool, failures: list[tuple[int, str]]) -> tuple[int, Any]:
         for candidate in self._candidates(index):
             try:
-                record = self.source[candidate]
-                picture = images.center_crop(images.decode(self.source.picture(record)), self.size)
+                return candidate, self.examples.read(candidate, flip)
             except Exception as error:  # damage shows as any exception of the reader, parser or decoder
                 failures.append((candidate, f"{type(error).__name__}: {error}"))
-            else:
-                return candidate, record, picture
         raise BadDataError(
-            f"record {index} of {self.source.info.name} and {_ATTEMPTS} drawn in its place are all "
+            f"record {index} of {self.examples.info.name} and {_ATTEMPTS} drawn in its place are all "
             f"unreadable; "
             f"the last: {failures[-1][1]}"
         )
@@ -95,7 +93,7 @@ class _Reader:
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
         for number in _draw(self.seed, _REPLACE, index, _ATTEMPTS):
-            yield int(number % len(self.source))
+            yield int(number % self.examples.info.length)
 
 
 def _draw(seed: int, purpose: int, index: int, count: int) -> np.ndarray:
@@ -111,7 +109,7 @@ class _Steps:
         self.reader, self.flip, self.seed = reader, flip, seed
         self.global_batch, self.first, self.count = global_batch, first, count
         # Sample i of the run: every record once an epoch, in an order of its own each epoch.
-        self.order: Any = grain.MapDataset.range(len(reader.source)).shuffle(seed=seed).repeat()
+        self.order: Any = grain.MapDataset.range(reader.examples.info.length).shuffle(seed=seed).repeat()
 
     def __len__(self) -> int:
         return sys.maxsize // self.global_batch
@@ -167,12 +165,12 @@ class BatchIterator:
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to where `state` was taken.
 
-        Raises ValueError if it was taken from another data set, seed or global batch, whose samples would
+        Raises DataError if it was taken from another data set, seed or global batch, whose samples would
         be others.
         """
         for key, value in self._dataset.identity.items():
             if state.get(key) != value:
-                raise ValueError(
+                raise DataError(
                     f"the data iterator's state was saved with {key}={state.get(key)!r}, this run has "
                     f"{key}={value!r}: the samples that follow would not be the same"
                 )
@@ -192,13 +190,14 @@ class ImageDataset:
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
+        encoded: EncodedSet | None = None,
     ):
         if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed}: must lie in [0, 2**32)")
+            raise ConfigError(f"seed={seed}: must lie in [0, 2**32)")
         if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index={process_index}: must lie in [0, process_count={process_count})")
+            raise ConfigError(f"process_index={process_index}: must lie in [0, process_count={process_count})")
         if global_batch < 1 or global_batch % process_count:
-            raise ValueError(f"global batch {global_batch}: must be a positive multiple of {process_count} processes")
+            raise ConfigError(f"global batch {global_batch}: must be a positive multiple of {process_count} processes")
         self.source, self.config, self.info = source, config, source.info
         self.reads = Reads(config.max_bad_fraction)
         self.identity = {
@@ -206,9 +205,10 @@ class ImageDataset:
             "split": self.info.split,
             "seed": seed,
             "global_batch": global_batch,
+            "encoded": None if encoded is None else encoded.fingerprint,
         }
         count = global_batch // process_count
-        reader = _Reader(source, config.size, seed)
+        reader = _Reader(Pictures(source, config.size) if encoded is None else encoded, seed)
         self._steps = _Steps(reader, config.flip, seed, global_batch, process_index * count, count)
         _warn_if_enlarged(source, config.size)
 
@@ -241,6 +241,7 @@ def make_dataset(
     process_index: int = 0,
     process_count: int = 1,
     num_classes: int = 0,
+    encoded: EncodedSet | None = None,
 ) -> ImageDataset:
     """The training batches of a configured data set, prepared on first use.
 
@@ -248,12 +249,13 @@ def make_dataset(
     global batch. Epochs follow each other without a gap: a batch may end one and begin the next, and every
     record is seen once in each.
     `num_classes`: the model's; if positive, a data set with more classes or with none is refused.
-    Raises ValueError naming the field for bad values; BadDataError while iterating (see
+    `encoded`: the set's encodings (`encoded_set`), which the batches then hold in place of pictures.
+    Raises ConfigError naming the field for bad values; BadDataError while iterating (see
     DataConfig.max_bad_fraction).
     """
     source = open_source(config)
     if num_classes and not 0 < source.info.num_classes <= num_classes:
-        raise ValueError(
+        raise ConfigError(
             f"model.num_classes={num_classes}: {source.info.name} has {source.info.num_classes} classes, "
             "so that labels would be out of range or missing"
         )
@@ -264,6 +266,7 @@ def make_dataset(
         seed=seed,
         process_index=process_index,
         process_count=process_count,
+        encoded=encoded,
     )
 
 
@@ -281,7 +284,7 @@ def one_pass(
     many records. An unreadable record is replaced and counted as in training.
     """
     source = open_source(config)
-    reader, reads = _Reader(source, config.size, seed=0), Reads(config.max_bad_fraction)
+    reader, reads = _Reader(Pictures(source, config.size), seed=0), Reads(config.max_bad_fraction)
     indices = range(len(source))[:limit][process_index::process_count]
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]

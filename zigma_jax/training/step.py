@@ -12,10 +12,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from zigma_jax.interpolant import Interpolant
 from zigma_jax.training.config import RunConfig
+from zigma_jax.training.samples import PIXELS, Samples
 from zigma_jax.training.sharding import batch_sharding, replicated
 from zigma_jax.training.state import Params, TrainState, learning_rate
 
-Batch = dict[str, Array]  # "image" (B, …) in [-1, 1] and, for a model with classes, "label" (B,)
+Batch = dict[
+    str, Array
+]  # what `Samples` reads: "image" (B, …) in [-1, 1], or "mean" and "std"; and perhaps "label" (B,)
 Metrics = dict[str, Array]  # scalars
 
 
@@ -32,48 +35,59 @@ def batch_loss(
     params: Params,
     batch: Batch,
     keys: Key[Array, " b"],
+    samples: Samples = PIXELS,
 ) -> Float[Array, ""]:
-    """Mean interpolant loss of a batch. Each sample draws noise, time, label and path dropout from its own key."""
+    """Mean interpolant loss of a batch, of which `samples` makes what the model is trained on.
+
+    Each sample draws its latent, noise, time, label and path dropout from its own key.
+    """
     model = nnx.merge(graphdef, params)
     noise_keys, label_keys, path_keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
     y = batch.get("label")
     if y is not None and label_dropout:
         dropped = jax.vmap(jax.random.uniform)(label_keys) < label_dropout
         y = jnp.where(dropped, model.cfg.num_classes, y)
-    losses = interpolant.loss(lambda x, t: model(x, t, y, key=path_keys), batch["image"], noise_keys)
+    losses = interpolant.loss(lambda x, t: model(x, t, y, key=path_keys), samples(batch, keys), noise_keys)
     return jnp.mean(losses)
 
 
 def make_train_step(
-    graphdef: Any, optimizer: optax.GradientTransformation, config: RunConfig, mesh: Mesh, state: TrainState
+    graphdef: Any,
+    optimizer: optax.GradientTransformation,
+    config: RunConfig,
+    mesh: Mesh,
+    state: TrainState,
+    samples: Samples = PIXELS,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`make_update`'s step with the run's seed, jitted; `state` (abstract will do) gives the shardings.
 
-    The state given to the step is donated.
+    The state given to the step is donated. Every device gets a copy of the network in `samples`, if there is one.
     """
     update = make_update(graphdef, optimizer, config)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(
-        lambda state, batch: update(state, batch, config.train.seed),
+    step = jax.jit(
+        lambda state, batch, samples: update(state, batch, config.train.seed, samples),
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
     )
+    samples = jax.device_put(samples, replicated(mesh))
+    return lambda state, batch: step(state, batch, samples)
 
 
 def make_update(
     graphdef: Any, optimizer: optax.GradientTransformation, config: RunConfig
-) -> Callable[[TrainState, Batch, int | Int[Array, ""]], tuple[TrainState, Metrics]]:
-    """One step as a pure function of state, batch and the seed of its draws.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """One step as a pure function of state, batch, the seed of its draws, and how the batch becomes samples.
 
     A step whose loss or gradient is not finite changes nothing but the counters `step` and `skipped`.
     """
     cfg = config.train
     schedule = learning_rate(config.optimizer, cfg.steps)
 
-    def loss_and_gradient(params, batch, keys):
+    def loss_and_gradient(params, batch, keys, samples):
         def loss(params, batch, keys):
-            return batch_loss(graphdef, config.interpolant, cfg.label_dropout, params, batch, keys)
+            return batch_loss(graphdef, config.interpolant, cfg.label_dropout, params, batch, keys, samples)
 
         if cfg.accumulate == 1:
             return jax.value_and_grad(loss)(params, batch, keys)
@@ -87,9 +101,11 @@ def make_update(
         total, _ = jax.lax.scan(add_part, zero, parts)
         return jax.tree.map(lambda a: a / cfg.accumulate, total)
 
-    def update(state: TrainState, batch: Batch, seed: int | Int[Array, ""]) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState, batch: Batch, seed: int | Int[Array, ""], samples: Samples = PIXELS
+    ) -> tuple[TrainState, Metrics]:
         keys = sample_keys(seed, state.step, cfg.batch_size)
-        loss, gradient = loss_and_gradient(state.params, batch, keys)
+        loss, gradient = loss_and_gradient(state.params, batch, keys, samples)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 

@@ -1,0 +1,50 @@
+"""What an autoencoder knows of a picture: a normal distribution of latents, from which training draws."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+_DRAW = 3  # fold_in's number for the draw; 0, 1 and 2 are what the step splits a sample's key into
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """The part of an autoencoder that encoding needs: a pytree whose leaves are the weights.
+
+    `factor`: pixels a side of one latent position; `name` and `fingerprint` say which network it is; `dtype` is what it
+    computes in. `encode` takes pictures (b, h, w, 3) in [-1, 1] and returns the mean and the logarithm of the
+    variance, each (b, h / factor, w / factor, c), in the network's own units; None for the latter if the network is
+    deterministic.
+    """
+
+    name: Any
+    fingerprint: Any
+    factor: Any
+    dtype: Any
+
+    def encode(self, images: Any) -> tuple[Any, Any]: ...
+
+
+def posterior(
+    autoencoder: Any, images: Float[Array, "b height width 3"]
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"] | None]:
+    """Mean and standard deviation, float32, of the latents of pictures in [-1, 1]; None where there is no deviation.
+
+    The logarithm of the variance is clipped to [-30, 20], as the autoencoders of Stable Diffusion were trained.
+    """
+    mean, logvar = autoencoder.encode(images)
+    mean = mean.astype(jnp.float32)
+    return mean, None if logvar is None else jnp.exp(jnp.clip(logvar.astype(jnp.float32), -30.0, 20.0) / 2)
+
+
+def draw(
+    mean: Float[Array, "b *shape"], std: Float[Array, "b *shape"] | None, keys: Key[Array, " b"]
+) -> Float[Array, "b *shape"]:
+    """One latent of each posterior, float32; the noise of a sample depends on its key alone."""
+    mean = mean.astype(jnp.float32)
+    if std is None:
+        return mean
+    noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, _DRAW), mean.shape[1:]))(keys)
+    return mean + std.astype(jnp.float32) * noise
