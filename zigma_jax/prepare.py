@@ -1,16 +1,26 @@
 """Prepares a data set ahead of a run: `python -m zigma_jax.prepare --name=avatars [--data_dir=DIR]`.
 
 Prints where it lies, how much there is and under which licence, and writes a sheet of its first pictures.
+`python -m zigma_jax.prepare --config=FILE [--config.x.y=…]` prepares everything that a run of this configuration reads:
+the data set, and its pictures' latents if the run trains on latents (docs/latents.md).
 """
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import app, flags
 
 from zigma_jax.data import images, sources
+from zigma_jax.data.config import DataConfig
+from zigma_jax.data.pipeline import open_source
+from zigma_jax.errors import ConfigError, DataError
+from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
+from zigma_jax.training.config import RunConfig
 from zigma_jax.training.preview import make_grid, save_png
+from zigma_jax.training.samples import open_latents
 
+_CONFIG = DEFINE_config()
 _NAME = flags.DEFINE_string("name", "avatars", "avatars, emoji, folder, or an image set of TFDS (celeb_a, …).")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets lie; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."
@@ -18,15 +28,53 @@ _DATA_DIR = flags.DEFINE_string(
 _FOLDER = flags.DEFINE_string("folder", None, "The directory of pictures, for --name=folder.")
 _PREVIEW = flags.DEFINE_string("preview", "preview.png", "The file for the sheet of pictures; empty for none.")
 _PIXELS = flags.DEFINE_integer("preview_pixels", 64, "Pixels a side of each picture in the sheet.", lower_bound=1)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes by jax.distributed.initialize().")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        builder = sources.prepare(_NAME.value, _DATA_DIR.value, _FOLDER.value)
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+    with exit_with_errors(argv):
+        if _CONFIG.value is None:
+            describe(DataConfig(name=_NAME.value, data_dir=_DATA_DIR.value, folder=_FOLDER.value))
+            return
+        for name in ("name", "data_dir", "folder"):
+            if not flags.FLAGS[name].using_default_value:
+                raise ConfigError(f"--{name} is given beside --config: say --config.data.{name} instead")
+        config = load_config(_CONFIG.value)
+        set_cpu_devices(config.train.cpu_devices)
+        if _DISTRIBUTED.value:
+            jax.distributed.initialize()
+        describe(config.data)
+        if config.latent.autoencoder:
+            encode(config)
+
+
+def encode(config: RunConfig) -> None:
+    """Makes the encoded set of a run, unless it is there."""
+    from zigma_jax.networks import load_autoencoder
+
+    latent = config.latent
+    autoencoder = load_autoencoder(
+        latent.autoencoder, latent.weights, dtype=latent.dtype, scale=latent.scale, shift=latent.shift
+    )
+    found = open_latents(open_source(config.data), config.data, latent, autoencoder)
+    if found.encoded is None:
+        print("latents: none to prepare, the training step encodes (latent.cache='step')")
+        return
+    size = sum(file.stat().st_size for file in found.encoded.directory.iterdir())
+    shape = " × ".join(map(str, found.encoded.shape))
+    statistics = found.encoded.statistics
+    print(f"latents of {autoencoder.name} in {found.encoded.directory}")
+    print(
+        f"  {len(found.encoded):,} of {shape}{', and of mirror images' * found.encoded.mirrored}: {size / 1e6:,.1f} MB"
+    )
+    print(f"  unreadable pictures: {found.encoded.unreadable}")
+    print(f"  mean of each channel: {', '.join(f'{value:.4g}' for value in statistics.mean)}")
+    print(f"  deviation of each channel: {', '.join(f'{value:.4g}' for value in statistics.std)}")
+
+
+def describe(data: DataConfig) -> None:
+    """Prepares a data set, unless it is there, and prints what is in it."""
+    builder = sources.prepare(data.name, data.data_dir, data.folder)
     splits = [sources.Source(builder, split) for split in builder.info.splits]
     first = splits[0]
     print(f"{first.info.name} in {first.info.path}")
@@ -51,10 +99,10 @@ def write_preview(source: sources.Source, path: Path, pixels: int, count: int = 
             continue
         pictures.append(images.center_crop(image, (pixels, pixels)))
     if not pictures:
-        raise SystemExit(f"error: none of the first {count} records of {source.info.name} can be read")
+        raise DataError(f"none of the first {count} records of {source.info.name} can be read")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(path, make_grid(images.to_float(np.stack(pictures)), columns=16 if len(pictures) > 32 else 8))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -128,7 +128,12 @@ def test_another_network_size_crop_or_flip_is_another_set(whole, source, config,
     others = [
         make(source, config, tmp_path / "whole", ToyAutoencoder.of(change=0.1)),
         make(source, config, tmp_path / "whole", dataclasses.replace(TOY, name="other")),
-        make(source, config, tmp_path / "whole", dataclasses.replace(TOY, dtype="bfloat16")),
+        make(
+            source,
+            config,
+            tmp_path / "whole",
+            dataclasses.replace(TOY, weights=jax.tree.map(lambda a: a.astype(jnp.bfloat16), TOY.weights)),
+        ),
         make(source, config, tmp_path / "whole", dataclasses.replace(TOY, deterministic=True)),
         make(source, dataclasses.replace(config, image_size=(16, 12)), tmp_path / "whole"),
         make(source, dataclasses.replace(config, flip=False), tmp_path / "whole"),

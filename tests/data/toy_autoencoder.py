@@ -20,7 +20,6 @@ class ToyAutoencoder:
     deterministic: bool = dataclasses.field(default=False, metadata={"static": True})
     gain: float = dataclasses.field(default=1.0, metadata={"static": True})
     name: str = dataclasses.field(default="toy", metadata={"static": True})
-    dtype: str = dataclasses.field(default="float32", metadata={"static": True})
     scale: tuple[float, ...] = dataclasses.field(default=(0.5,), metadata={"static": True})
     shift: tuple[float, ...] = dataclasses.field(default=(0.1,), metadata={"static": True})
 
@@ -35,6 +34,7 @@ class ToyAutoencoder:
     def encode(self, images):
         b, h, w, _ = images.shape
         f = self.factor
+        images = images.astype(self.weights["kernel"].dtype)
         x = images.reshape(b, h // f, f, w // f, f, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // f, w // f, -1)
         mean = self.gain * jnp.tanh(x @ self.weights["kernel"][0])
         return mean, None if self.deterministic else x @ self.weights["kernel"][1] - 3

@@ -148,11 +148,8 @@ def encoded_set(
 
 def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache: str = "encoded") -> EncodedFiles:
     """Which encoded set belongs to pictures and network, and where it lies. Reads and writes nothing."""
-    info, size, factor = source.info, config.size, autoencoder.factor
-    if any(pixels % factor for pixels in size):
-        raise ConfigError(
-            f"config.data.image_size = {size}: must be a multiple of {factor}, the factor of {autoencoder.name}"
-        )
+    check_size(config, autoencoder)
+    info, size = source.info, config.size
     picture = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
     mean, std = jax.eval_shape(posterior, autoencoder, picture)
     shape = mean.shape[1:]
@@ -167,7 +164,7 @@ def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache
         "mirrored": config.flip,
         "autoencoder": autoencoder.name,
         "weights": autoencoder.fingerprint,
-        "dtype": np.dtype(autoencoder.dtype).name,
+        "dtypes": sorted({leaf.dtype.name for leaf in jax.tree.leaves(autoencoder)}),  # it rounds as its weights do
     }
     at_once = _at_once(size)
     wanted = min(max(math.ceil(info.length / _SHARDS), _SHARD_SIZES[0]), _SHARD_SIZES[1])
@@ -176,6 +173,15 @@ def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache
     base = Path(info.path) / "encoded" if cache == "encoded" else Path(cache).expanduser() / _slug(info.name)
     name = f"{_slug(info.split)}-{size[0]}x{size[1]}-{_slug(autoencoder.name)}-{files.fingerprint[:16]}"
     return dataclasses.replace(files, directory=base / name)
+
+
+def check_size(config: DataConfig, autoencoder: Autoencoder) -> None:
+    """Raises ConfigError unless the autoencoder's factor divides the size of the pictures."""
+    if any(pixels % autoencoder.factor for pixels in config.size):
+        raise ConfigError(
+            f"config.data.image_size = {config.size}: must be a multiple of {autoencoder.factor}, the factor of "
+            f"{autoencoder.name}"
+        )
 
 
 def encode_share(

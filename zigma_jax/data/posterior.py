@@ -13,16 +13,14 @@ _DRAW = 3  # fold_in's number for the draw; 0, 1 and 2 are what the step splits 
 class Autoencoder(Protocol):
     """The part of an autoencoder that encoding needs: a pytree whose leaves are the weights.
 
-    `factor`: pixels a side of one latent position; `name` and `fingerprint` say which network it is; `dtype` is what it
-    computes in. `encode` takes pictures (b, h, w, 3) in [-1, 1] and returns the mean and the logarithm of the
-    variance, each (b, h / factor, w / factor, c), in the network's own units; None for the latter if the network is
-    deterministic.
+    `factor`: pixels a side of one latent position; `name` and `fingerprint` say which network it is. `encode` takes
+    pictures (b, h, w, 3) in [-1, 1] and returns the mean and the logarithm of the variance, each (b, h / factor,
+    w / factor, c), in the network's own units; None for the latter if the network is deterministic.
     """
 
     name: Any
     fingerprint: Any
     factor: Any
-    dtype: Any
 
     def encode(self, images: Any) -> tuple[Any, Any]: ...
 

@@ -5,14 +5,19 @@ the weights of a network in it are neither constants of the program nor part of 
 """
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from zigma_jax.data.config import DataConfig, LatentConfig
 from zigma_jax.data.posterior import draw, posterior
+
+if TYPE_CHECKING:  # what reads data is imported where it is used, so that the training step needs none of it
+    from zigma_jax.data.encoded import EncodedSet
+    from zigma_jax.data.sources import Source
 
 INPUTS = ("image", "mean", "std")  # what a batch may have for these functions to read
 
@@ -67,3 +72,50 @@ def inputs(batch: dict[str, np.ndarray], labels: bool) -> dict[str, np.ndarray]:
     """What the step needs of a batch: pictures or posteriors, and labels if the model has classes."""
     wanted = (*INPUTS, "label") if labels else INPUTS
     return {name: batch[name] for name in wanted if name in batch}
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """What a run on latents has besides its pictures.
+
+    Attributes:
+        autoencoder: the network, with the scale and shift that the run uses; it decodes samples.
+        encoded: the encoded set, which batches are read from; None if the step encodes.
+        samples: for the training step.
+    """
+
+    autoencoder: Any
+    encoded: "EncodedSet | None"
+    samples: Samples
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint has to keep of it, for JSON: which network, and the numbers that samples are scaled by."""
+        network = self.autoencoder
+        return {
+            "autoencoder": network.name,
+            "fingerprint": network.fingerprint,
+            "scale": list(network.scale),
+            "shift": list(network.shift),
+        }
+
+
+def open_latents(source: "Source", data: DataConfig, latent: LatentConfig, autoencoder: Any) -> Latents:
+    """Finds or makes the encoded set that `latent` asks for, with a progress bar; all processes call it.
+
+    Args:
+        source, data: the pictures.
+        latent: its `cache` and `statistics`.
+        autoencoder: the network that the rest of `latent` names.
+
+    Raises:
+        ConfigError, DataError, BadDataError: as `zigma_jax.data.encoded.encoded_set`.
+    """
+    from zigma_jax.data.encoded import check_size, encoded_set
+
+    if latent.cache == "step":
+        check_size(data, autoencoder)
+        return Latents(autoencoder, None, EncodedInStep(autoencoder))
+    encoded = encoded_set(source, data, autoencoder, cache=latent.cache)
+    if latent.statistics == "measured":
+        autoencoder = autoencoder.with_statistics(encoded.statistics.scale, encoded.statistics.shift)
+    return Latents(autoencoder, encoded, Encoded(tuple(autoencoder.scale), tuple(autoencoder.shift)))
