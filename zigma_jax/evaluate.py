@@ -1,10 +1,11 @@
 """Measures samples against a data set: `python -m zigma_jax.evaluate --source=runs/quickstart [--num=10000] …`.
 
 `--source` is a model, from which `--num` samples are drawn as `zigma_jax.sample` draws them and with its flags
-(--method, --steps, --guidance, --labels, --seed, --weights, --checkpoint; docs/sampling.md), or pictures: a directory
-of them, or an .npz with `samples`. They are compared with the data set that the run was trained on, or with
-`--dataset=NAME` or `--folder=DIR`, by the features of `--network`; docs/evaluation.md says what the numbers are.
-The data set's features are kept beside its records, or in `--reference=FILE.npz`, and used again.
+(--method, --steps, --guidance, --labels, --seed, --weights, --checkpoint, --autoencoder; docs/sampling.md), or
+pictures: what `zigma_jax.sample` wrote, a directory of pictures, or an .npz with `samples`. They are compared with the
+data set that the run was trained on, or with `--dataset=NAME` or `--folder=DIR`, by the features of `--network`;
+docs/evaluation.md says what the numbers are. The data set's features are kept beside its records, or in
+`--reference=FILE.npz`, and used again.
 
 Prints a table and writes to `--output`: evaluation.json, samples.png and reference.png.
 """
@@ -19,34 +20,36 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags
-from flax import nnx
 from jax.sharding import Mesh
 
-from zigma_jax.data.config import DataConfig
-from zigma_jax.data.images import to_float
+from zigma_jax.data.config import DataConfig, LatentConfig
 from zigma_jax.data.picture_sets import Pictures, Size, of_dataset, of_files
 from zigma_jax.data.pipeline import open_source
 from zigma_jax.data.sources import Source
+from zigma_jax.drawing import DEFINE_drawing, Drawing
+from zigma_jax.errors import ConfigError
 from zigma_jax.files import write_atomically
-from zigma_jax.interpolant import Interpolant
 from zigma_jax.metrics import Features, load_features
-from zigma_jax.models.zigma import ZigMa
 from zigma_jax.networks import Extractor, load_network
-from zigma_jax.programs import DEFINE_sample, exit_with_errors, parse_flags, parse_labels
-from zigma_jax.training.config import EvalConfig, RunConfig, SampleConfig
+from zigma_jax.programs import exit_with_errors, parse_flags
+from zigma_jax.training.config import EvalConfig, RunConfig
+from zigma_jax.training.decoding import Decoder, latent_shape, open_autoencoder
 from zigma_jax.training.evaluation import (
     check_before,
     check_draws_pictures,
     drawn,
     features_path,
+    floor_path,
     labels_as_in,
     measure,
+    reconstruction_floor,
     reference_features,
 )
 from zigma_jax.training.preview import make_grid, save_png
-from zigma_jax.training.sampling import choose_labels, make_sampler
-from zigma_jax.training.sharding import make_mesh, replicated
-from zigma_jax.training.weights import is_model, is_workdir, load_weights, load_workdir, params_of
+from zigma_jax.training.sample_directory import check_directory, has_manifest, pictures_of
+from zigma_jax.training.sampling import choose_labels
+from zigma_jax.training.sharding import make_mesh
+from zigma_jax.training.weights import is_model
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "A model (workdir, .pt, .safetensors, …), a directory of pictures, an .npz."
@@ -68,28 +71,29 @@ _REFERENCE = flags.DEFINE_string("reference", None, "An .npz with the features o
 _HELD_OUT = flags.DEFINE_string("held_out", None, "Also measure this split: what a perfect model would score.")
 _SIZE = flags.DEFINE_integer("image_size", None, "Crop and resize the pictures of the source to it.", lower_bound=1)
 
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
-_LABELS = flags.DEFINE_list("labels", [], "Classes, used in turn; by default as frequent as in the data set.")
-_WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
-_CHANGED = DEFINE_sample()
+_LOAD = DEFINE_drawing()
 
+RECONSTRUCTED = "autoencoder"  # the column of its reconstructions of the data set
 SHOWN = 100  # pictures in a grid
 
 
 def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _SOURCE.value is None:
-            raise ValueError("--source is missing; for example --source=runs/quickstart")
+            raise ConfigError("--source is missing; for example --source=runs/quickstart")
         evaluate(Path(_SOURCE.value))
 
 
 def evaluate(source: Path) -> None:
     """Measures what the flags ask for. Whatever can be wrong with them is found before the long work."""
     # ---- the samples, the network, the data set
+    output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "evaluation"
+    check_directory(output)
     mesh = make_mesh()
-    measured = _load(source) if is_model(source) else of_files(source, _size_flag(), _NUM.value)
-    run = measured if isinstance(measured, _Run) else None
+    measured = _load(source, mesh) if is_model(source) else _pictures(source)
+    run = measured if isinstance(measured, Drawing) else None
+    decoder = measured.decoder if isinstance(measured, Drawing) else _reconstructor(measured, mesh)
+    size = measured.decoder.size if isinstance(measured, Drawing) else measured.size
     config = run.config if run else None
     defaults = config.eval if config else EvalConfig()
     extractor = _load_network(defaults)
@@ -99,19 +103,22 @@ def evaluate(source: Path) -> None:
     # A file of another program does not say what it is of: it is taken as it is.
     foreign = known is not None and not known.fingerprint
     if foreign and elsewhere:
-        raise ValueError(f"--reference={path} does not say what it is of: give it, or a data set, but not both")
-    data = None if foreign else _data_config(config, measured.size)
+        raise ConfigError(f"--reference={path} does not say what it is of: give it, or a data set, but not both")
+    data = None if foreign else _data_config(config, size)
     dataset = open_source(data) if data else None
     originals = of_dataset(data, dataset.info) if data and dataset else None
     against = originals or known
     if against is None:
-        raise ValueError("what to compare with? Give --dataset, --folder, or --reference with a file that is there")
-    if isinstance(measured, _Run):
-        measured = _samples(measured, dataset, _NUM.value or defaults.samples, mesh)
+        raise ConfigError("what to compare with? Give --dataset, --folder, or --reference with a file that is there")
+    if isinstance(measured, Drawing):
+        measured = _samples(measured, dataset, _NUM.value or defaults.samples)
     sets = {"samples": measured}
     if _HELD_OUT.value:
         sets[_HELD_OUT.value] = _held_out(data, measured.count)
-    metrics, warned = _check(extractor, sets, against)
+    floor = None  # what no sample can be expected to pass
+    if data and dataset and decoder and decoder.autoencoder:
+        floor = of_dataset(data, dataset.info, limit=measured.count)
+    metrics, warned = _check(extractor, sets if floor is None else sets | {RECONSTRUCTED: floor}, against)
 
     # ---- the work
     reference = known
@@ -126,67 +133,64 @@ def evaluate(source: Path) -> None:
         )
         for name, pictures in sets.items()
     }
+    if floor is not None and decoder is not None and path:
+        kept = floor_path(Path(path), decoder, floor.count)
+        tables[RECONSTRUCTED] = reconstruction_floor(
+            kept, extractor, floor, reference, metrics, decoder, _BATCH.value, mesh
+        )
+        sets[RECONSTRUCTED] = floor
 
     # ---- what came out
     if jax.process_index() > 0:
         return
-    output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "evaluation"
     results = {name: {"count": s.count, **s.about, "metrics": tables[name]} for name, s in sets.items()}
     results |= {
         "reference": {"count": reference.count, **reference.source},
         "network": {"name": extractor.name, "sha256": extractor.fingerprint},
+        "autoencoder": _identity(decoder),
         "sample": dataclasses.asdict(run.sample) if run else None,
         "warnings": warned,
     }
     write_atomically(output / "evaluation.json", json.dumps(results, indent=1).encode())
-    save_png(output / "samples.png", make_grid(to_float(np.concatenate(shown)[:SHOWN])))
+    save_png(output / "samples.png", make_grid(np.concatenate(shown)[:SHOWN]))
     if originals:
-        save_png(output / "reference.png", make_grid(to_float(originals.first(SHOWN))))
+        save_png(output / "reference.png", make_grid(originals.first(SHOWN)))
     print_table(sets, tables, reference)
     print(f"\n{output}/evaluation.json; pictures beside it")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """A model, how to draw from it, and where it is from. config, step: of a workdir."""
-
-    model: ZigMa
-    config: RunConfig | None
-    sample: SampleConfig
-    about: Mapping[str, str]
-
-    @property
-    def size(self) -> Size:
-        shape = self.model.cfg.sample_shape
-        return shape[0], shape[1]
-
-
-def _load(source: Path) -> _Run:
+def _load(source: Path, mesh: Mesh) -> Drawing:
     if _SIZE.value:
-        raise ValueError(f"--image_size={_SIZE.value}: is for pictures; a model draws at a size of its own")
-    about = {"model": str(source)}
-    if is_workdir(source):
-        model, config, step = load_workdir(source, _WEIGHTS.value, _CHECKPOINT.value)
-        about |= {"step": str(step), "weights": _WEIGHTS.value}
-    else:
-        model, config = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value)
-    check_draws_pictures(model.cfg)
-    return _Run(model, config, _CHANGED(config.sample if config else SampleConfig()), about)
+        raise ConfigError(f"--image_size={_SIZE.value}: is for pictures; a model draws at a size of its own")
+    drawing = _LOAD(source, mesh)
+    check_draws_pictures(drawing.model.cfg)
+    return drawing
 
 
-def _samples(run: _Run, dataset: Source | None, count: int, mesh: Mesh) -> Pictures:
-    model, config = run.model, run.config
-    wanted = parse_labels(_LABELS.value)
+def _pictures(source: Path) -> Pictures:
+    """What a directory's manifest names, or whatever pictures there are."""
+    read = pictures_of if has_manifest(source) else of_files
+    return read(source, (_SIZE.value, _SIZE.value) if _SIZE.value else None, _NUM.value)
+
+
+def _reconstructor(pictures: Pictures, mesh: Mesh) -> Decoder | None:
+    """By --autoencoder, to say what it makes of pictures like these; None without."""
+    place = flags.FLAGS["autoencoder"].value
+    if not place:
+        return None
+    shape = latent_shape(place, pictures.size)
+    return Decoder(shape, mesh, open_autoencoder(LatentConfig(autoencoder=place), shape))
+
+
+def _samples(drawing: Drawing, dataset: Source | None, count: int) -> Pictures:
+    model, wanted = drawing.model.cfg, drawing.labels
     if wanted or dataset is None:
-        labels = choose_labels(model.cfg, np.arange(count), wanted)
-        words = ",".join(_LABELS.value) or ("none" if labels is None else "every class in turn")
+        labels = choose_labels(model, np.arange(count), wanted)
+        words = ",".join(map(str, wanted)) or ("none" if labels is None else "every class in turn")
     else:
-        labels, words = labels_as_in(dataset, model.cfg, count)
-    interpolant = config.interpolant if config else Interpolant()
-    draw = make_sampler(nnx.graphdef(model), interpolant, run.sample, mesh, _SEED.value)
-    params = jax.device_put(params_of(model), replicated(mesh))
-    about = {**run.about, "method": run.sample.method, "labels": words, "seed": str(_SEED.value)}
-    return drawn(draw, params, model.cfg, count, labels, about)
+        labels, words = labels_as_in(dataset, model, count)
+    about = {**drawing.about, "labels": words}
+    return drawn(drawing.sampler(), drawing.params(), drawing.decoder, model, count, labels, about)
 
 
 def _load_network(defaults: EvalConfig) -> Extractor:
@@ -197,7 +201,7 @@ def _load_network(defaults: EvalConfig) -> Extractor:
 def _data_config(config: RunConfig | None, size: Size) -> DataConfig | None:
     """The data set to compare with, by the flags or the run's configuration; None if neither names one."""
     if _DATASET.value and _FOLDER.value:
-        raise ValueError("--dataset and --folder: give one of them")
+        raise ConfigError("--dataset and --folder: give one of them")
     if _DATASET.value or _FOLDER.value:
         name, split = _DATASET.value or "folder", _SPLIT.value or "train"
         return DataConfig(name, _DATA_DIR.value, split, image_size=size, folder=_FOLDER.value)
@@ -211,7 +215,7 @@ def _data_config(config: RunConfig | None, size: Size) -> DataConfig | None:
 
 def _held_out(data: DataConfig | None, count: int) -> Pictures:
     if data is None:
-        raise ValueError(f"--held_out={_HELD_OUT.value}: of which data set? Give --dataset or --folder")
+        raise ConfigError(f"--held_out={_HELD_OUT.value}: of which data set? Give --dataset or --folder")
     data = dataclasses.replace(data, split=_HELD_OUT.value)
     return of_dataset(data, open_source(data).info, limit=count)
 
@@ -238,16 +242,18 @@ def print_table(sets: Mapping[str, Pictures], tables: Mapping[str, Mapping[str, 
     count = "?" if reference.count is None else f"{reference.count:,}"
     print(f"{'reference':10} {count:>7}  {_words(reference.source)}\n")
     print(" " * 24 + "".join(f"{name:>12}" for name in sets))
-    for metric in tables["samples"]:
-        print(f"{metric:24}" + "".join(f"{tables[name][metric]:12.5g}" for name in sets))
+    for metric in dict.fromkeys(metric for table in tables.values() for metric in table):
+        numbers = (tables[name].get(metric) for name in sets)
+        print(f"{metric:24}" + "".join(f"{'':12}" if n is None else f"{n:12.5g}" for n in numbers))
+
+
+def _identity(decoder: Decoder | None) -> dict[str, str] | None:
+    network = decoder.autoencoder if decoder else None
+    return {"name": network.name, "fingerprint": network.fingerprint} if network else None
 
 
 def _words(about: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in about.items())
-
-
-def _size_flag() -> Size | None:
-    return (_SIZE.value, _SIZE.value) if _SIZE.value else None
 
 
 def _beside(source: Path) -> Path:

@@ -3,106 +3,150 @@
 `--source` is a workdir of `zigma_jax.train`, an official .pt checkpoint, or a .safetensors file. Every field of
 `sample.*` in a configuration is a flag by its name (--method, --steps, --shift, --guidance, …; docs/sampling.md), by
 default as the run was configured. Sample i of a seed is the same picture whatever the batch size and the number of
-devices. Writes to `--output`: NNNNNN.png, grid.png, and samples.npz with `samples` (n, h, w, c) float32 in [-1, 1]
-and, for a model with classes, `labels` (n,).
+devices. Latents become pictures by the run's autoencoder, or by `--autoencoder`.
+
+Writes to `--output`, as the samples are drawn: NNNNNN.png and manifest.json, which counts what is there; at the end
+grid.png, and samples.npz with `samples` (n, h, w, 3) uint8 and, for a model with classes, `labels` (n,). The same
+command again goes on where an interrupted one was, and one with other settings is refused (`--overwrite` removes the
+samples that are there). Ctrl-C stops after the batch at hand.
 
 `--encode=PICTURES`, a directory of them or an .npz with `samples` and `labels`, goes the other way, from each picture
 to the noise that it would be drawn from, and writes noise.npz with `noise` and `labels`.
+
+Exit codes: 0 done; 1 an error, named on the last line; 128 + the signal's number when Ctrl-C (130) or SIGTERM (143)
+stopped it.
 """
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
-from flax import nnx
 from tqdm import tqdm
 
 from zigma_jax.data.read_pictures import read_pictures
-from zigma_jax.interpolant import Interpolant
-from zigma_jax.programs import DEFINE_sample, exit_with_errors, parse_flags, parse_labels
-from zigma_jax.training.config import SampleConfig
-from zigma_jax.training.preview import make_grid, save_animation, save_png, to_rgb
-from zigma_jax.training.sampling import batches, choose_labels, make_encoder, make_sampler
-from zigma_jax.training.sharding import make_mesh, replicated
-from zigma_jax.training.weights import load_weights, params_of
+from zigma_jax.drawing import DEFINE_drawing, Drawing
+from zigma_jax.errors import ConfigError
+from zigma_jax.programs import exit_with_errors, parse_flags
+from zigma_jax.training.sample_directory import SampleDirectory, check_directory
+from zigma_jax.training.sampling import Labels, batches, choose_labels, on_host
+from zigma_jax.training.sharding import make_mesh
+from zigma_jax.training.stops import Stops
 
 _SOURCE = flags.DEFINE_string("source", None, "Workdir, .pt, .safetensors or directory of orbax parameters.")
-_OUTPUT = flags.DEFINE_string("output", None, "Directory for the pictures; by default samples/ beside the source.")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for the samples; by default samples/ beside the source.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the samples of other settings that are in it.")
 _NUM = flags.DEFINE_integer("num", 16, "How many samples.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 64, "Samples at a time.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
-_LABELS = flags.DEFINE_list("labels", [], "Classes, used in turn; by default every class in turn.")
-_WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+_LATENTS = flags.DEFINE_bool("latents", False, "Also keep the numbers that were decoded: latents.npy, float32.")
 _ENCODE = flags.DEFINE_string(
     "encode", None, "Pictures to turn into noise: a directory of them, or an .npz with `samples`."
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
-_CHANGED = DEFINE_sample()
+_LOAD = DEFINE_drawing()
+
+Work = Callable[[np.ndarray, int, Labels], tuple[np.ndarray | None, dict[str, np.ndarray]]]
 
 
 def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _SOURCE.value is None:
-            raise ValueError("--source is missing; for example --source=runs/quickstart")
+            raise ConfigError("--source is missing; for example --source=runs/quickstart")
         sample(Path(_SOURCE.value))
 
 
 def sample(source: Path) -> None:
     """Draws, or encodes, what the flags ask for with the model in `source`."""
-    model, config = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value)
-    interpolant = config.interpolant if config else Interpolant()
-    cfg = _CHANGED(config.sample if config else SampleConfig())
-    if model.cfg.context_size:
-        raise ValueError(f"{source}: the model is conditioned on text, which this program does not encode yet")
-    wanted = parse_labels(_LABELS.value)
+    output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / ("noise" if _ENCODE.value else "samples")
+    check_directory(output)
+    drawing = _LOAD(source, make_mesh())
+    decoder = drawing.decoder
+    if _LATENTS.value and (decoder.autoencoder is None or _ENCODE.value):
+        raise ConfigError("--latents: are what a model of latents draws, before they are decoded")
+    images, labels = _pictures(drawing) if _ENCODE.value else (None, drawing.labels)
+    num = _NUM.value if images is None else len(images)
+    shape = drawing.model.cfg.sample_shape
+    arrays, kept = {}, ()
+    if images is not None:
+        arrays = {"noise": (shape, np.float32)}
+    elif len(shape) == 4:
+        arrays = {"samples": (decoder.picture_shape, np.uint8)}
+    if _LATENTS.value:
+        arrays, kept = arrays | {"latents": (shape, np.float32)}, ("latents",)
+    settings = drawing.settings() | {"encoded": _ENCODE.value, "labels": labels}
 
-    mesh, images, num = make_mesh(), None, _NUM.value
-    if _ENCODE.value:
-        images, known = read_pictures(Path(_ENCODE.value), model.cfg.sample_shape)
-        num = len(images)
-        if known is not None and model.cfg.num_classes and not wanted:
-            wanted = known.tolist()
-        run = make_encoder(nnx.graphdef(model), interpolant, cfg, mesh)
-    else:
-        run = make_sampler(nnx.graphdef(model), interpolant, cfg, mesh, _SEED.value)
+    with SampleDirectory(
+        output,
+        num,
+        settings,
+        drawing.about,
+        decoder.picture_shape if images is None else None,
+        arrays,
+        kept,
+        overwrite=_OVERWRITE.value,
+    ) as directory:
+        if directory.finished:
+            print(f"{output}: holds these {num} samples already")
+            return
+        work = _drawing(drawing) if images is None else _encoding(drawing, images)
+        _fill(directory, work, lambda numbers: choose_labels(drawing.model.cfg, numbers, labels), drawing.sample.method)
+    words = "noise of pictures" if images is not None else "pictures, their grid.png and samples.npz"
+    print(f"{num} samples in {output}: {words}")
 
-    params, results, labels = jax.device_put(params_of(model), replicated(mesh)), [], []
-    with tqdm(total=num, unit="sample", desc=cfg.method) as bar:
-        for indices, count in batches(num, min(_BATCH.value, num)):
-            y = choose_labels(model.cfg, indices, wanted)
-            values = indices if images is None else images[indices % num]
-            results.append(run(params, values, y)[:count])
-            labels += [] if y is None else [y[:count]]
+
+def _fill(directory: SampleDirectory, work: Work, labels_of: Callable[[np.ndarray], Labels], name: str) -> None:
+    """Draws and writes what is not there yet. The first signal to stop ends the program after the batch at hand."""
+    size = min(_BATCH.value, directory.num)
+    interval = 0.1 if sys.stderr.isatty() else 30  # a log file wants few lines
+    bar = tqdm(total=directory.num, initial=directory.count, unit="sample", desc=name, mininterval=interval)
+    with Stops(exit_at_second=True) as stops, bar:
+        for numbers, count in batches(directory.num, size, directory.count):
+            pictures, arrays = work(numbers, count, labels_of(numbers))
+            directory.add(pictures, **arrays)
             bar.update(count)
-    if jax.process_index() == 0:
-        output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "samples"
-        name = "samples" if images is None else "noise"
-        _save_arrays(output, name, np.concatenate(results), np.concatenate(labels) if labels else None)
-        if images is None:
-            write_pictures(np.concatenate(results), output)
-
-
-def _save_arrays(output: Path, name: str, values: np.ndarray, labels: np.ndarray | None) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {name: values} if labels is None else {name: values, "labels": labels}
-    np.savez(output / f"{name}.npz", **arrays)
-    print(f"{len(values)} samples in {output}/{name}.npz")
-
-
-def write_pictures(samples: np.ndarray, output: Path) -> None:
-    """Pictures, animations and the grid, where the channels are colours."""
-    if samples.shape[-1] not in (1, 3):
-        print(f"no pictures: samples of {samples.shape[-1]} channels are latents, which have to be decoded first")
-        return
-    for i, item in enumerate(samples):
-        if item.ndim == 4:
-            save_animation(output / f"{i:06d}.webp", item[None])
+            if stops.received is not None and directory.count < directory.num:
+                break
         else:
-            save_png(output / f"{i:06d}.png", to_rgb(item))
-    save_png(output / "grid.png", make_grid(samples[:256]))
-    print(f"pictures beside it, the first {min(len(samples), 256)} of them in {output}/grid.png")
+            directory.finish(labels_of(np.arange(directory.num)))
+            return
+    print(
+        f"{stops.received.name}: the first {directory.count} of {directory.num} samples are in {directory.path}; "
+        "the same command goes on from them"
+    )
+    sys.exit(128 + stops.received)
+
+
+def _drawing(drawing: Drawing) -> Work:
+    run, params = drawing.sampler(), drawing.params()
+
+    def draw(numbers, count, labels):
+        samples = run(params, numbers, labels)[:count]
+        pictures = drawing.decoder.checked(samples, int(numbers[0]))
+        arrays = {"latents": on_host(samples)} if _LATENTS.value else {}
+        return (pictures, arrays | {"samples": pictures}) if pictures.ndim == 5 else (pictures, arrays)
+
+    return draw
+
+
+def _encoding(drawing: Drawing, images: np.ndarray) -> Work:
+    run, params = drawing.encoder(), drawing.params()
+
+    def encode(numbers, count, labels):
+        samples = drawing.decoder.encode(images[numbers % len(images)])
+        return None, {"noise": on_host(run(params, samples, labels))[:count]}
+
+    return encode
+
+
+def _pictures(drawing: Drawing) -> tuple[np.ndarray, list[int]]:
+    """The pictures to encode, and the label of each, or those to use in turn."""
+    drawing.encoder()  # refuses a method that has no way back
+    images, known = read_pictures(Path(_ENCODE.value or ""), drawing.decoder.picture_shape)
+    if known is None or drawing.labels or not drawing.model.cfg.num_classes:
+        return images, drawing.labels
+    labels = known.tolist()
+    choose_labels(drawing.model.cfg, np.arange(len(labels)), labels)
+    return images, labels
 
 
 def _beside(source: Path) -> Path:

@@ -32,6 +32,7 @@ from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
+from zigma_jax.training.decoding import Decoder, open_autoencoder
 from zigma_jax.training.evaluation import ScheduledEvaluation
 from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.parse_config import to_dict
@@ -97,7 +98,9 @@ class Run:
         graphdef, self.init_state, self.abstract_state = make_state(config.model, optimizer, cfg.seed, self.mesh)
         self.train_step = make_train_step(graphdef, optimizer, config, self.mesh, self.abstract_state)
         self._sampler = make_sampler(graphdef, config.interpolant, config.sample, self.mesh, cfg.seed)
-        self.evaluation = ScheduledEvaluation(config, workdir, self.draw, self.mesh) if config.eval.every else None
+        autoencoder = open_autoencoder(config.latent, config.model.sample_shape)
+        self.decoder = Decoder(config.model.sample_shape, self.mesh, autoencoder)
+        self.evaluation = ScheduledEvaluation(config, workdir, self.draw, self.decoder) if config.eval.every else None
         self.waited, self.logged = 0.0, time.perf_counter()  # for data since the last log point, and when that was
 
     def open_checkpoints(self) -> Checkpointer:
@@ -212,7 +215,8 @@ class Run:
         """Draws the preview's samples and writes them as a grid."""
         with contextlib.suppress(Interrupted), self.logger.tolerate("preview", f"preview of step {self.step}"):
             indices = np.arange(self.config.log.preview_count)
-            grid = make_grid(self.draw(self.state.ema, indices, choose_labels(self.config.model, indices)))
+            samples = self.draw(self.state.ema, indices, choose_labels(self.config.model, indices))
+            grid = make_grid(self.decoder(samples))
             if jax.process_index() == 0:
                 save_png(self.workdir / "previews" / f"{self.step:07d}.png", grid)
                 save_png(self.workdir / "previews" / "latest.png", grid)

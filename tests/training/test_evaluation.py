@@ -11,15 +11,19 @@ from flax import nnx
 import zigma_jax as zj
 from tests.metrics.toy import ToyNetwork
 from tests.random_model import random_model
+from tests.training.fake_autoencoder import FakeAutoencoder
 from tests.training.tiny import tiny_config
 from zigma_jax import train as train_program
+from zigma_jax.data.images import to_float
 from zigma_jax.data.picture_sets import Pictures, of_dataset
 from zigma_jax.data.pipeline import open_source
+from zigma_jax.errors import ConfigError
 from zigma_jax.metrics import FewSamplesWarning
 from zigma_jax.train import train
 from zigma_jax.training import evaluation
 from zigma_jax.training.array_store import read_array
 from zigma_jax.training.best import Evaluations, best_step
+from zigma_jax.training.decoding import Decoder
 from zigma_jax.training.evaluation import (
     ScheduledEvaluation,
     check_before,
@@ -27,6 +31,8 @@ from zigma_jax.training.evaluation import (
     features_path,
     labels_as_in,
     measure,
+    reconstructed,
+    reconstruction_floor,
     reference_features,
 )
 from zigma_jax.training.logging import MetricLogger
@@ -45,7 +51,7 @@ def make_model():
 def draws_of(model, config, mesh, count, labels=None):
     draw = make_sampler(nnx.graphdef(model), config.interpolant, config.sample, mesh, 0)
     params = jax.device_put(params_of(model), replicated(mesh))
-    return drawn(draw, params, model.cfg, count, labels, {"model": "tiny"})
+    return drawn(draw, params, Decoder(model.cfg.sample_shape, mesh), model.cfg, count, labels, {"model": "tiny"})
 
 
 def dataset_of(config):
@@ -78,6 +84,7 @@ def test_neither_batch_size_nor_devices_change_a_number(data_dir, tmp_path):
 
 def test_a_sample_that_is_not_finite_is_named():
     model = make_model()
+    decoder = Decoder((8, 8, 3), make_mesh())
 
     def draw(params, indices, labels):
         samples = np.zeros((len(indices), 8, 8, 3), np.float32)
@@ -85,17 +92,17 @@ def test_a_sample_that_is_not_finite_is_named():
         return samples
 
     with pytest.raises(FloatingPointError, match="sample 5 is not finite"):
-        list(drawn(draw, {}, model.cfg, 8, None, {}).batches(3))
-    assert len(list(drawn(draw, {}, model.cfg, 5, None, {}).batches(3))) == 2  # beyond what is asked for it may be
+        list(drawn(draw, {}, decoder, model.cfg, 8, None, {}).batches(3))
+    assert (
+        len(list(drawn(draw, {}, decoder, model.cfg, 5, None, {}).batches(3))) == 2
+    )  # beyond what is asked for it may be
 
 
-@pytest.mark.parametrize(
-    "fields", [{"sample_shape": (4, 8, 8, 3)}, {"sample_shape": (8, 8, 4)}, {"context_size": 8, "num_classes": 0}]
-)
+@pytest.mark.parametrize("fields", [{"sample_shape": (4, 8, 8, 3)}, {"context_size": 8, "num_classes": 0}])
 def test_a_model_that_draws_no_pictures_is_refused(fields):
     cfg = zj.ZigMaConfig(**({"sample_shape": (8, 8, 3), "hidden_size": 16, "depth": 1} | fields))
-    with pytest.raises(ValueError, match=r"no pictures|conditioned on text"):
-        drawn(lambda *_: pytest.fail("drawn"), {}, cfg, 8, None, {})
+    with pytest.raises(ConfigError, match=r"videos|conditioned on text"):
+        drawn(lambda *_: pytest.fail("drawn"), {}, Decoder(cfg.sample_shape, make_mesh()), cfg, 8, None, {})
 
 
 def test_labels_are_as_frequent_as_in_the_data_set(data_dir):
@@ -172,6 +179,49 @@ def test_the_best_evaluation(tmp_path, lower, best):
 EVALUATED = {"eval__every": 2, "eval__samples": 10, "eval__batch_size": 7, "eval__metrics": ("fd", "kd-full")}
 
 
+def test_the_floor_that_an_autoencoder_sets(data_dir, tmp_path):
+    """Its reconstructions are measured as samples are, once, and a picture that comes back has the PSNR of rounding."""
+    _, originals = dataset_of(tiny_config(data_dir))
+    mesh = make_mesh()
+    decoder = Decoder((4, 4, 4), mesh, FakeAutoencoder.make())
+    reference = reference_features(tmp_path / "reference.npz", TOY, originals, 64, mesh)
+    some = dataclasses.replace(originals, count=20, batches=lambda size: iter([originals.first(20)]))
+    path = tmp_path / "floor.json"
+    values = reconstruction_floor(path, TOY, some, reference, ["fd", "recall"], decoder, 7, mesh)
+    assert values.keys() == {"FD-toy", "recall-toy", "PSNR"}
+    again = reconstructed(some, decoder).first(20)
+    assert values["FD-toy"] == measure(TOY, reconstructed(some, decoder), reference, ["fd"], 7, mesh)["FD-toy"]
+    error = np.square(originals.first(20).astype(float) - again).mean((1, 2, 3))
+    assert values["PSNR"] == pytest.approx((10 * np.log10(255**2 / error)).mean(), rel=1e-4)
+
+    unseen = dataclasses.replace(some, batches=never().batches)
+    assert reconstruction_floor(path, TOY, unseen, reference, ["fd", "recall"], decoder, 7, mesh) == values
+    other = dataclasses.replace(FakeAutoencoder.make(), fingerprint="0" * 64)
+    for changed in (Decoder((4, 4, 4), mesh, other), decoder):
+        with pytest.raises(pytest.fail.Exception):
+            reconstruction_floor(path, TOY, unseen, reference, ["fd"], changed, 7, mesh)
+
+
+def test_a_schedule_of_latents_shows_the_floor(data_dir, tmp_path, monkeypatch):
+    """Samples are decoded, compared with pictures, and stand beside the autoencoder's own reconstructions."""
+    monkeypatch.setattr(evaluation, "load_network", lambda *_: TOY)
+    config = tiny_config(data_dir, **(EVALUATED | {"eval__metrics": ("kd-full",)}))
+    decoder = Decoder((4, 4, 4), make_mesh(), FakeAutoencoder.make())
+    _, originals = dataset_of(config)
+    perfect = decoder.encode(to_float(originals.first(64)))
+    schedule = ScheduledEvaluation(config, tmp_path, lambda _, numbers, __: perfect[numbers], decoder)
+    schedule.resume(0)
+    logger = MetricLogger(tmp_path, 6, 16, progress=False)
+    schedule.run(2, {}, logger)
+    logger.close()
+    (line,) = metrics(tmp_path)
+    assert line.keys() == {"step", "eval/KD-full-toy", "eval/reconstruction-KD-full-toy", "eval/reconstruction-PSNR"}
+    assert line["eval/KD-full-toy"] == line["eval/reconstruction-KD-full-toy"]
+    assert json.loads((tmp_path / "evaluations.json").read_text())["evaluations"] == [
+        {"step": 2, "KD-full-toy": line["eval/KD-full-toy"]}
+    ]
+
+
 def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -232,7 +282,8 @@ def test_evaluations_while_training(data_dir, tmp_path, monkeypatch):
 def test_samples_that_are_not_finite_do_not_stop_the_training(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "load_network", lambda *_: TOY)
     config = tiny_config(data_dir, **EVALUATED)
-    schedule = ScheduledEvaluation(config, tmp_path, lambda *_: np.full((7, 8, 8, 3), np.nan, np.float32), make_mesh())
+    decoder = Decoder((8, 8, 3), make_mesh())
+    schedule = ScheduledEvaluation(config, tmp_path, lambda *_: np.full((7, 8, 8, 3), np.nan, np.float32), decoder)
     schedule.resume(0)
     assert [step for step in range(7) if schedule.due(step)] == [2, 4, 6]
     logger = MetricLogger(tmp_path, 6, 16, progress=False)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from zigma_jax.training import preview
+from zigma_jax.training.decoding import NOT_FINITE
 
 
 def tile(grid, row, column, h, w):
@@ -33,7 +34,7 @@ def test_pixels_that_are_not_finite_are_seen():
     samples = np.zeros((1, 2, 2, 3), np.float32)
     samples[0, 0, 1, 2] = np.nan
     picture = tile(preview.make_grid(samples), 0, 0, 2, 2)
-    assert tuple(picture[0, 1]) == preview.NOT_FINITE
+    assert tuple(picture[0, 1]) == NOT_FINITE
     assert (picture[1] == 128).all()
 
 

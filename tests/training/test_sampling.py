@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 import zigma_jax as zj
-from tests import programs
 from tests.random_model import random_model
 from tests.training.tiny import tiny_config
+from zigma_jax.errors import ConfigError
 from zigma_jax.training.config import SampleConfig
-from zigma_jax.training.sampling import batches, choose_labels, make_encoder, make_sampler
+from zigma_jax.training.sampling import batches, choose_labels, make_encoder, make_sampler, seed_key
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.weights import load_weights, params_of, save_weights
 
@@ -98,27 +98,15 @@ def test_null_condition():
     np.testing.assert_array_equal(null, np.zeros((2, 3, 6)))
 
 
-def test_program_draws_and_encodes(model, tmp_path):
-    """Pictures on 8 devices in one batch, as here on 1 in batches of 7; and back to their noise on 1 device."""
-    save_weights(model, tmp_path / "model.safetensors")
-    times = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    cfg = SampleConfig("rk4", steps=times, guidance=1.5, guidance_interval=(0.0, 0.95))
-    options = ["--method=rk4", f"--steps={','.join(map(str, times))}", "--guidance=1.5", "--guidance_interval=0,0.95"]
-    options += [f"--source={tmp_path}/model.safetensors", f"--output={tmp_path}/out"]
-
-    code, printed = programs.run("zigma_jax.sample", *options, "--num=9", "--batch=64", "--labels=3,5", devices=8)
-    assert code == 0, printed
-    assert len(list((tmp_path / "out").glob("0*.png"))) == 9
-    drawn = dict(np.load(tmp_path / "out" / "samples.npz"))
-    assert drawn["labels"].tolist() == [3, 5, 3, 5, 3, 5, 3, 5, 3]
-    np.testing.assert_allclose(drawn["samples"], draw(model, 9, 7, 1, labels=[3, 5], cfg=cfg), rtol=1e-4, atol=1e-5)
-
-    code, printed = programs.run("zigma_jax.sample", *options, f"--encode={tmp_path}/out", "--batch=7")
-    assert code == 0, printed
-    encoded = dict(np.load(tmp_path / "out" / "noise.npz"))
-    assert encoded["labels"].tolist() == drawn["labels"].tolist()
-    key = jax.random.fold_in(jax.random.key(0), 8)  # of seed 0 and the last sample
-    np.testing.assert_allclose(encoded["noise"][8], jax.random.normal(key, (8, 8, 3)), atol=2e-3)
+def test_every_seed_is_another(model):
+    """Seeds below 2³² are JAX's; the others are not taken modulo 2³²."""
+    data = [jax.random.key_data(seed_key(seed)).tolist() for seed in (0, 7, 2**32 - 1, 2**32, 2**32 + 7, 2**63 - 1)]
+    assert len({tuple(words) for words in data}) == 6
+    for seed in (0, 7, 2**31, 2**32 - 1):
+        np.testing.assert_array_equal(jax.random.key_data(seed_key(seed)), jax.random.key_data(jax.random.key(seed)))
+    for seed in (-1, 2**63, 2**70):
+        with pytest.raises(ConfigError, match=rf"seed = {seed}: must be at least 0 and less than 2\*\*63"):
+            make_sampler(nnx.graphdef(model), CONFIG.interpolant, CONFIG.sample, make_mesh(), seed)
 
 
 def test_labels(model):

@@ -14,6 +14,9 @@ ConditionalModelFn = Callable[[Array, Array, Array], Array]
 """model_fn(x (b, ...), t (b,), y (b, ...)) -> prediction (b, ...): a `ZigMa`, or a plain function."""
 
 
+_LARGEST = 10_000  # far beyond any use; the predictions times 1e38 would overflow
+
+
 def guide(
     model_fn: ConditionalModelFn,
     y: Array | np.ndarray,
@@ -40,7 +43,7 @@ def guide(
             default guides always.
 
     Raises:
-        ValueError: a scale that is not finite, an interval that is empty or outside [0, 1], null that doesn't
+        ValueError: a scale that is not finite or beyond ±10,000, an interval that is empty or outside [0, 1], null that doesn't
             fit y.
     """
     check_guidance(scale, interval)
@@ -74,8 +77,8 @@ def guide(
 
 def check_guidance(scale: float | int, interval: Sequence[float | int]) -> None:
     """The rules of `guide`'s numbers; raises ValueError."""
-    if not math.isfinite(scale):
-        raise ValueError(f"guidance scale = {scale!r} must be finite; 1 is none")
+    if not math.isfinite(scale) or abs(scale) > _LARGEST:
+        raise ValueError(f"guidance scale = {scale!r} must be finite and at most {_LARGEST:,} in magnitude; 1 is none")
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(f"guidance interval = {tuple(interval)} must be (lo, hi) with 0 <= lo < hi <= 1")
 

@@ -1,6 +1,7 @@
 """Measuring pictures against a data set: what `zigma_jax.evaluate` and evaluations during training share."""
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -16,9 +17,12 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from zigma_jax.data.images import to_float
 from zigma_jax.data.picture_sets import Pictures, of_dataset
 from zigma_jax.data.pipeline import open_source
 from zigma_jax.data.sources import Source
+from zigma_jax.errors import ConfigError
+from zigma_jax.files import write_atomically
 from zigma_jax.metrics import (
     LOWER_IS_BETTER,
     FeatureExtractor,
@@ -36,46 +40,48 @@ from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.networks import load_network
 from zigma_jax.training.best import Evaluations
 from zigma_jax.training.config import RunConfig
+from zigma_jax.training.decoding import Decoder
 from zigma_jax.training.logging import MetricLogger
-from zigma_jax.training.preview import to_rgb
 from zigma_jax.training.sampling import Labels, Sampler, batches, choose_labels
 from zigma_jax.training.state import Params
 
+PSNR = "PSNR"
 KEEP = 50_000  # pictures whose every feature is kept
 
 
 def drawn(
-    draw: Sampler, params: Params, model: ZigMaConfig, count: int, labels: Labels, about: Mapping[str, str]
+    draw: Sampler,
+    params: Params,
+    decoder: Decoder,
+    model: ZigMaConfig,
+    count: int,
+    labels: Labels,
+    about: Mapping[str, str],
 ) -> Pictures:
-    """The first `count` samples that `draw` draws, with labels (count,), as pictures.
+    """The first `count` samples that `draw` draws, with labels (count,), as the pictures that `decoder` makes of them.
 
     Drawn anew each time that they are gone through, which raises FloatingPointError for samples that are not finite.
 
     Raises:
-        ValueError: the model draws no pictures, but latents or videos.
+        ConfigError: the model draws no pictures, but videos; or is conditioned on text.
     """
     check_draws_pictures(model)
 
     def pictures(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
-        for indices, asked in batches(count, min(batch_size, count)):
-            samples = draw(params, indices, None if labels is None else labels[indices % count])[:asked]
-            if not np.isfinite(samples).all():
-                broken = int(indices[np.argmin(np.isfinite(samples).reshape(asked, -1).all(1))])
-                raise FloatingPointError(f"sample {broken} is not finite: the model, or the solver, has diverged")
-            yield to_rgb(samples)
+        for numbers, asked in batches(count, min(batch_size, count)):
+            samples = draw(params, numbers, None if labels is None else labels[numbers % count])[:asked]
+            yield decoder.checked(samples, int(numbers[0]))
 
-    return Pictures(count, (model.sample_shape[0], model.sample_shape[1]), about, pictures)
+    return Pictures(count, decoder.size, about, pictures)
 
 
 def check_draws_pictures(model: ZigMaConfig) -> None:
-    """Raises ValueError for a model of latents, videos or texts."""
+    """Raises ConfigError for a model of videos or texts."""
     shape = model.sample_shape
-    if len(shape) != 3 or shape[-1] not in (1, 3):
-        raise ValueError(
-            f"the model draws samples of shape {shape}, no pictures: turn them into pictures first, and evaluate those"
-        )
+    if len(shape) != 3:
+        raise ConfigError(f"the model draws samples of shape {shape}, videos: evaluate pictures")
     if model.context_size:
-        raise ValueError("the model is conditioned on text: draw pictures with it first, and evaluate those")
+        raise ConfigError("the model is conditioned on text: draw pictures with it first, and evaluate those")
 
 
 def labels_as_in(source: Source, model: ZigMaConfig, count: int) -> tuple[Labels, str]:
@@ -114,11 +120,11 @@ def reference_features(
 ) -> Features:
     """The features in `path`, or those of `pictures`, written there.
 
-    Raises as `cached_features`, and ValueError at once if the file could not be written.
+    Raises as `cached_features`, and ConfigError at once if the file could not be written.
     """
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not path.exists() and not os.access(folder, os.W_OK):
-        raise ValueError(f"features of the data set cannot be written to {path}: name another file (eval.reference)")
+        raise ConfigError(f"features of the data set cannot be written to {path}: name another file (eval.reference)")
 
     def batches() -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
         return with_bar(pictures, batch_size, f"reference ({extractor.name})")
@@ -146,6 +152,68 @@ def measure(
         return compute(features, reference, metrics)
 
 
+def reconstructed(pictures: Pictures, decoder: Decoder, errors: list[float] | None = None) -> Pictures:
+    """What the autoencoder of `decoder` makes of the pictures: encoded and decoded again.
+
+    errors: each picture's PSNR in dB is added to it, the peak being 255, as the pictures are gone through.
+    """
+
+    def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
+        for batch in pictures.batches(batch_size):
+            again = decoder(decoder.encode(to_float(batch)))
+            if errors is not None:
+                squares = np.square(batch.astype(np.float32) - again).mean((1, 2, 3))
+                errors.extend((10 * np.log10(255**2 / np.maximum(squares, 1e-10))).tolist())
+            yield again
+
+    return dataclasses.replace(pictures, batches=batches)
+
+
+def reconstruction_floor(
+    path: Path,
+    extractor: FeatureExtractor,
+    pictures: Pictures,
+    reference: Features,
+    metrics: Sequence[str],
+    decoder: Decoder,
+    batch_size: int,
+    mesh: Mesh,
+) -> dict[str, float]:
+    """The metrics of the autoencoder's own reconstructions of `pictures`, and PSNR in dB, the mean over the pictures.
+
+    No sample that this autoencoder decodes can be expected to do better, and as many of them as there are pictures
+    compare with it. The numbers are kept in `path`, JSON, and used again for the same pictures, networks and metrics.
+    """
+    assert decoder.autoencoder is not None
+    about = {
+        "pictures": dict(pictures.about),
+        "count": pictures.count,
+        "reference": {"count": reference.count, **reference.source},
+        "network": [extractor.name, extractor.fingerprint],
+        "autoencoder": [decoder.autoencoder.name, decoder.autoencoder.fingerprint],
+        "metrics": list(metrics),
+    }
+    try:
+        known = json.loads(path.read_text())
+        if known["about"] == about:
+            return {name: float(value) for name, value in known["values"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # not there, or not ours: it is made anew
+    errors: list[float] = []
+    again = reconstructed(pictures, decoder, errors)
+    values = measure(extractor, again, reference, metrics, batch_size, mesh, "reconstructions")
+    values |= {PSNR: float(np.mean(errors))}
+    if jax.process_index() == 0:
+        write_atomically(path, json.dumps({"about": about, "values": values}, indent=1).encode())
+    return values
+
+
+def floor_path(features: Path, decoder: Decoder, count: int) -> Path:
+    """Where `reconstruction_floor` keeps its numbers: beside the features of the data set."""
+    assert decoder.autoencoder is not None
+    return features.with_name(f"{features.stem}-floor-{decoder.autoencoder.fingerprint[:12]}-{count}.json")
+
+
 def with_bar(
     pictures: Pictures, batch_size: int, name: str, shown: list[np.ndarray] | None = None
 ) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
@@ -165,12 +233,15 @@ def with_bar(
 class ScheduledEvaluation:
     """Evaluates a run's averaged weights as `config.eval` says, and knows which step was the best.
 
-    Made before training starts: whatever is wrong with it shows then, and the features of the data set are extracted.
+    Made before training starts: whatever is wrong with it shows then, and the features of the data set are extracted;
+    with an autoencoder, those of its reconstructions, too.
+
+    draw, decoder: how samples are drawn, and turned into pictures.
     """
 
-    def __init__(self, config: RunConfig, workdir: Path, draw: Sampler, mesh: Mesh):
-        cfg = self._cfg = config.eval
-        self._draw, self._model, self._mesh = draw, config.model, mesh
+    def __init__(self, config: RunConfig, workdir: Path, draw: Sampler, decoder: Decoder):
+        cfg, mesh = config.eval, decoder.mesh
+        self._cfg, self._draw, self._decoder, self._model, self._mesh = cfg, draw, decoder, config.model, mesh
         data = dataclasses.replace(config.data, split=cfg.split or config.data.split)
         source = open_source(data)
         self._labels, _ = labels_as_in(source, config.model, cfg.samples)
@@ -179,6 +250,13 @@ class ScheduledEvaluation:
         check_before(self._extractor, self._samples({}), pictures, cfg.metrics)
         path = Path(cfg.reference) if cfg.reference else features_path(source, pictures, self._extractor)
         self._reference = reference_features(path, self._extractor, pictures, cfg.batch_size, mesh)
+        self._floor: dict[str, float] = {}
+        if decoder.autoencoder is not None:
+            originals = of_dataset(data, source.info, limit=cfg.samples)
+            kept = floor_path(path, decoder, originals.count)
+            self._floor = reconstruction_floor(
+                kept, self._extractor, originals, self._reference, cfg.metrics, decoder, cfg.batch_size, mesh
+            )
         self._metric = metric_label(cfg.metrics[0], self._extractor.name)
         self._workdir = workdir
 
@@ -194,6 +272,8 @@ class ScheduledEvaluation:
 
     def run(self, step: int, params: Params, logger: MetricLogger) -> int | None:
         """Draws, measures and logs as eval/NAME; returns the step of the best evaluation so far.
+
+        Beside it, as eval/reconstruction-NAME, what the autoencoder's reconstructions of the data set have.
 
         Samples that are not finite don't stop the training: the number is null, and never the best.
         """
@@ -212,13 +292,14 @@ class ScheduledEvaluation:
             values = {self._metric: math.nan}
         self._done.add(step, values, write=jax.process_index() == 0)
         logger.pause()
-        logger.write(step, {f"eval/{name}": value for name, value in values.items()})
+        floor = {f"reconstruction-{name}": value for name, value in self._floor.items()}
+        logger.write(step, {f"eval/{name}": value for name, value in (values | floor).items()})
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         logger.print(f"step {step}: {numbers}{', the best so far' if self._done.best == step else ''}")
         return self._done.best
 
     def _samples(self, params: Params) -> Pictures:
-        return drawn(self._draw, params, self._model, self._cfg.samples, self._labels, {})
+        return drawn(self._draw, params, self._decoder, self._model, self._cfg.samples, self._labels, {})
 
 
 def _promised(extractor: FeatureExtractor, pictures: Pictures) -> Features:

@@ -9,24 +9,31 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from zigma_jax.files import write_atomically
+from zigma_jax.training.decoding import to_bytes
+
+Samples = (
+    UInt8[Array | np.ndarray, "n h w c"]
+    | UInt8[Array | np.ndarray, "n f h w c"]
+    | Float[Array | np.ndarray, "n h w c"]
+    | Float[Array | np.ndarray, "n f h w c"]
+)
 
 GAP = 2  # pixels between tiles
 BACKGROUND = 255
-NOT_FINITE = (255, 0, 255)
 
 
 def make_grid(
-    samples: Float[Array | np.ndarray, "n h w c"] | Float[Array | np.ndarray, "n f h w c"],
+    samples: Samples,
     columns: int | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Tiles samples in [-1, 1], 1 or 3 channels, row by row.
+    """Tiles pictures, or videos as rows of their frames: bytes, or numbers in [-1, 1] of 1 or 3 channels.
 
     columns: the default makes the number of columns and rows as equal as it can; of videos, a row is one
     sample's frames. Values beyond [-1, 1] are clipped; a pixel that is not finite is magenta, so that a
     broken sample looks broken.
     Raises ValueError for no samples, and for other channels: latents have to be decoded first.
     """
-    tiles = to_rgb(np.asarray(samples, np.float32))
+    tiles = _as_bytes(np.asarray(samples))
     if tiles.ndim == 5:
         columns = columns or tiles.shape[1]
         tiles = tiles.reshape(-1, *tiles.shape[2:])
@@ -47,18 +54,23 @@ def save_png(path: str | Path, grid: UInt8[np.ndarray, "H W 3"]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def save_animation(
-    path: str | Path, videos: Float[Array | np.ndarray, "n f h w c"], frames_per_second: float = 8.0
-) -> None:
-    """Writes videos in [-1, 1], playing side by side in a grid, as .gif or .webp by the ending of `path`.
+def save_animation(path: str | Path, videos: Samples, frames_per_second: float = 8.0) -> None:
+    """Writes videos, playing side by side in a grid, as .gif or .webp by the ending of `path`.
+
+    Raises as `animation`.
+    """
+    write_atomically(path, animation(videos, Path(path).suffix.lower(), frames_per_second))
+
+
+def animation(videos: Samples, suffix: str, frames_per_second: float = 8.0) -> bytes:
+    """The file, .gif or .webp, of videos (n, f, h, w, c), bytes or in [-1, 1], playing side by side in a grid.
 
     Raises ValueError for another ending, and as `make_grid`.
     """
     formats = {".gif": "GIF", ".webp": "WEBP"}
-    suffix = Path(path).suffix.lower()
     if suffix not in formats:
-        raise ValueError(f"path={path}: an animation ends in {' or '.join(formats)}")
-    videos = np.asarray(videos, np.float32)
+        raise ValueError(f"{suffix!r}: an animation ends in {' or '.join(formats)}")
+    videos = np.asarray(videos)
     frames = [Image.fromarray(make_grid(videos[:, i])) for i in range(videos.shape[1])]
     buffer = io.BytesIO()
     frames[0].save(
@@ -69,15 +81,13 @@ def save_animation(
         duration=round(1000 / frames_per_second),
         loop=0,
     )
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def to_rgb(samples: Float[np.ndarray, "*n c"]) -> UInt8[np.ndarray, "*n 3"]:
-    """Samples in [-1, 1] as bytes: clipped, grey as RGB, what is not finite in magenta. Raises as `make_grid`."""
+def _as_bytes(samples: np.ndarray) -> UInt8[np.ndarray, "*n 3"]:
+    """Bytes as they are, and numbers as `to_bytes` has them; grey as RGB. Raises as `make_grid`."""
     if samples.size == 0 or samples.shape[-1] not in (1, 3):
         raise ValueError(f"samples of shape {samples.shape}: need one at least, and 1 or 3 channels (decode latents)")
-    finite = np.isfinite(samples).all(-1)
-    pixels = np.clip((np.where(finite[..., None], samples, 0) + 1) * 127.5, 0, 255)
-    rgb = np.broadcast_to(np.rint(pixels).astype(np.uint8), (*samples.shape[:-1], 3)).copy()
-    rgb[~finite] = NOT_FINITE
-    return rgb
+    if samples.dtype == np.uint8:
+        return np.broadcast_to(samples, (*samples.shape[:-1], 3))
+    return np.asarray(to_bytes(samples)[0])

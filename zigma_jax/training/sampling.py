@@ -1,14 +1,16 @@
-"""Drawing samples from trained parameters: what previews and `zigma_jax.sample` share."""
+"""Drawing samples from trained parameters: what previews, `zigma_jax.sample` and evaluations share."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key, Shaped
 
+from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant import Interpolant, guide, ode, sample_ode, sample_sde
 from zigma_jax.interpolant.draws import fold_in_each
 from zigma_jax.models.config import ZigMaConfig
@@ -18,21 +20,25 @@ from zigma_jax.training.sharding import batch_sharding
 from zigma_jax.training.state import Params
 
 Labels = Int[np.ndarray, " n"] | None
-Sampler = Callable[[Params, Int[np.ndarray, " n"], Labels], Float[np.ndarray, "n ..."]]
-Encoder = Callable[[Params, Float[np.ndarray, "n ..."], Labels], Float[np.ndarray, "n ..."]]
+Sampler = Callable[[Params, Int[np.ndarray, " n"], Labels], Float[Array, "n ..."]]
+Encoder = Callable[[Params, Float[np.ndarray, "n ..."], Labels], Float[Array, "n ..."]]
 
 
 def make_sampler(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh, seed: int) -> Sampler:
-    """A function `(params, indices (n,), labels (n,) | None) -> samples (n, …)`, float32, on every host.
+    """A function `(params, indices (n,), labels (n,) | None) -> samples (n, …)`, float32, on the devices.
 
     The work is spread over the mesh, on which the parameters have to be. Sample i starts from noise drawn from
     (seed, i) alone, and so is an SDE's noise on the way: batch size and device count never change it. The
-    function compiles once for each n. Guidance that the model was not trained for is a ValueError when it is called.
+    function compiles once for each n. Guidance that the model was not trained for is a ConfigError when it is called.
+
+    Raises:
+        ConfigError: as `seed_key`.
     """
+    key = seed_key(seed)
 
     def sample(params, indices, labels):
         model = nnx.merge(graphdef, params)
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         z = jax.vmap(lambda key: jax.random.normal(key, model.cfg.sample_shape))(keys)
         z = jax.lax.with_sharding_constraint(z, batch_sharding(mesh))
         if not cfg.sde_method:
@@ -55,16 +61,18 @@ def make_sampler(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mes
 
 
 def make_encoder(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh) -> Encoder:
-    """The way back: a function `(params, images (n, …) in [-1, 1], labels (n,) | None) -> noise (n, …)`, float32.
+    """The way back: a function `(params, images (n, …), labels (n,) | None) -> noise (n, …)`, float32.
+
+    images: pixels in [-1, 1], or normalized latents.
 
     Along the ODE of `cfg`, guidance included, from data to noise; otherwise as `make_sampler`.
 
     Raises:
-        ValueError: the method is an SDE's, which has no way back.
+        ConfigError: the method is an SDE's, which has no way back.
     """
     if cfg.sde_method:
         methods = ", ".join(ode.METHODS)
-        raise ValueError(f"config.sample.method = {cfg.method!r}: an SDE can't be run backwards; use one of {methods}")
+        raise ConfigError(f"config.sample.method = {cfg.method!r}: an SDE can't be run backwards; use one of {methods}")
 
     def encode(params, images, labels):
         return _follow_ode(interpolant, cfg, nnx.merge(graphdef, params), images, labels, reverse=True)
@@ -105,14 +113,15 @@ def _on_mesh(function, dtype, mesh: Mesh):
 
     def on_mesh(params, values, labels=None):
         labels = None if labels is None else place(labels, np.int32)
-        return _gather(function(params, place(values, dtype), labels))[: len(values)]
+        results = function(params, place(values, dtype), labels)
+        return results if len(results) == len(values) else results[: len(values)]
 
     return on_mesh
 
 
-def batches(count: int, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " n"], int]]:
-    """Indices 0 … count − 1 in batches of one size, and how many of each batch are asked for: the last is filled up."""
-    for first in range(0, count, batch_size):
+def batches(count: int, batch_size: int, start: int = 0) -> Iterator[tuple[Int[np.ndarray, " n"], int]]:
+    """Numbers start … count − 1 in batches of one size, and how many of each are asked for: the last is filled up."""
+    for first in range(start, count, batch_size):
         yield np.arange(first, first + batch_size), min(batch_size, count - first)
 
 
@@ -120,22 +129,34 @@ def choose_labels(model: ZigMaConfig, indices: Int[np.ndarray, " n"], labels: Se
     """The label of each sample: `labels` again and again, by default every class in turn; None without classes.
 
     Raises:
-        ValueError: labels for a model without classes, or out of range.
+        ConfigError: labels for a model without classes, or out of range.
     """
     if not model.num_classes:
         if labels:
-            raise ValueError(f"labels = {list(labels)}: the model has no classes (model.num_classes = 0)")
+            raise ConfigError(f"labels = {list(labels)}: the model has no classes (model.num_classes = 0)")
         return None
     most = model.num_classes - 1 + model.null_class
     if wrong := [label for label in labels if not 0 <= label <= most]:
-        raise ValueError(f"labels = {wrong}: must be in 0 … {most} (model.num_classes = {model.num_classes})")
+        raise ConfigError(f"labels = {wrong}: must be in 0 … {most} (model.num_classes = {model.num_classes})")
     return np.asarray(labels or range(model.num_classes), np.int32)[indices % (len(labels) or model.num_classes)]
 
 
-def _gather(samples: Float[Array, "n ..."]) -> Float[np.ndarray, "n ..."]:
-    """All samples on this host, from all processes."""
-    if jax.process_count() > 1:
+def seed_key(seed: int) -> Key[Array, ""]:
+    """The random key of a seed, `jax.random.key(seed)` of seeds below 2³², and another one for every other seed.
+
+    Raises:
+        ConfigError: a seed that is negative, or 2⁶³ or more.
+    """
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed = {seed}: must be at least 0 and less than 2**63")
+    # `jax.random.key` would look at the lower 32 bits alone.
+    return jax.random.wrap_key_data(jnp.array(divmod(seed, 2**32), jnp.uint32), impl="threefry2x32")
+
+
+def on_host(array: Shaped[Array | np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """An array on this host, whole, from the devices of all processes."""
+    if jax.process_count() > 1 and isinstance(array, jax.Array):
         from jax.experimental import multihost_utils
 
-        samples = multihost_utils.process_allgather(samples, tiled=True)
-    return np.asarray(samples)
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)

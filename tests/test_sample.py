@@ -1,0 +1,170 @@
+"""The program: what it draws, where it stops and goes on, latents as pictures, and mistakes answered before work."""
+
+import dataclasses
+import json
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import zigma_jax as zj
+from tests import programs
+from tests.random_model import random_model
+from tests.training.fake_autoencoder import PROGRAM, FakeAutoencoder
+from tests.training.test_sampling import CONFIG, draw
+from zigma_jax.training.config import SampleConfig
+from zigma_jax.training.decoding import Decoder
+from zigma_jax.training.sampling import make_encoder
+from zigma_jax.training.sharding import make_mesh
+from zigma_jax.training.weights import params_of, save_weights
+
+TINY = zj.ZigMaConfig(sample_shape=(4, 4, 3), patch_size=2, hidden_size=8, depth=1, scan="zigzag2")
+LATENT = dataclasses.replace(TINY, sample_shape=(4, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(CONFIG.model, scale=0.1)
+
+
+def test_it_draws_and_encodes(model, tmp_path):
+    """Pictures on 8 devices in one batch, as here on 1 in batches of 7; and samples back to their noise on 1 device."""
+    save_weights(model, tmp_path / "model.safetensors")
+    times = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    cfg = SampleConfig("rk4", steps=times, guidance=1.5, guidance_interval=(0.0, 0.95))
+    options = ["--method=rk4", f"--steps={','.join(map(str, times))}", "--guidance=1.5", "--guidance_interval=0,0.95"]
+    options += [f"--source={tmp_path}/model.safetensors"]
+
+    asked = ["--num=9", "--batch=64", "--labels=3,5", f"--output={tmp_path}/out"]
+    code, printed = programs.run("zigma_jax.sample", *options, *asked, devices=8)
+    assert code == 0, printed
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 9
+    drawn = dict(np.load(tmp_path / "out" / "samples.npz"))
+    assert drawn["labels"].tolist() == [3, 5, 3, 5, 3, 5, 3, 5, 3]
+    samples = draw(model, 9, 7, 1, labels=[3, 5], cfg=cfg)
+    pictures = Decoder((8, 8, 3), make_mesh())(samples)
+    assert np.abs(drawn["samples"].astype(int) - pictures).max() <= 1
+
+    np.savez(tmp_path / "exact.npz", samples=samples, labels=drawn["labels"])
+    code, printed = programs.run("zigma_jax.sample", *options, f"--encode={tmp_path}/exact.npz", "--batch=7")
+    assert code == 0, printed
+    encoded = dict(np.load(tmp_path / "noise" / "noise.npz"))
+    assert encoded["labels"].tolist() == drawn["labels"].tolist()
+    key = jax.random.fold_in(jax.random.key(0), 8)  # of seed 0 and the last sample
+    np.testing.assert_allclose(encoded["noise"][8], jax.random.normal(key, (8, 8, 3)), atol=2e-3)
+
+
+def test_killed_and_stopped_by_ctrl_c_it_goes_on(tmp_path):
+    """Nothing is drawn twice, and all is as in one go."""
+    save_weights(random_model(TINY), tmp_path / "model.safetensors")
+    options = [f"--source={tmp_path}/model.safetensors", "--num=999", "--batch=8", "--method=euler", "--steps=3"]
+    code, printed = programs.run("zigma_jax.sample", *options, f"--output={tmp_path}/whole")
+    assert code == 0, printed
+
+    broken, output, ends = tmp_path / "broken", tmp_path / "printed", []
+    for count, number in ((100, signal.SIGKILL), (400, signal.SIGINT)):
+        process = programs.start(output, "zigma_jax.sample", *options, f"--output={broken}")
+        while not (broken / f"{count:06d}.png").exists():
+            assert process.is_alive(), output.read_text()
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        process.join()
+        ends.append((process.exitcode, json.loads((broken / "manifest.json").read_text())))
+    (killed, before), (stopped, manifest) = ends
+    assert (killed, stopped) == (-signal.SIGKILL, 128 + signal.SIGINT)
+    assert 100 - 8 <= before["count"] < 400 <= manifest["count"] < 999
+    assert not manifest["finished"]
+    assert f"SIGINT: the first {manifest['count']} of 999 samples are in {broken}" in output.read_text()
+    drawn = {f"{i:06d}.png": (broken / f"{i:06d}.png").stat().st_mtime_ns for i in range(manifest["count"])}
+
+    code, printed = programs.run("zigma_jax.sample", *options, f"--output={broken}")
+    assert code == 0, printed
+    assert {name: (broken / name).stat().st_mtime_ns for name in drawn} == drawn
+    whole, found = ({p.name: p.read_bytes() for p in path.iterdir()} for path in (tmp_path / "whole", broken))
+    assert whole == found
+    code, printed = programs.run("zigma_jax.sample", *options, f"--output={broken}")
+    assert code == 0
+    assert "holds these 999 samples already" in printed
+
+
+def test_latents_become_pictures(tmp_path):
+    """Pictures, and the numbers that they were decoded from; and from pictures to noise."""
+    model = random_model(LATENT, scale=0.1)
+    save_weights(model, tmp_path / "model.safetensors")
+    (tmp_path / "fake.py").write_text(PROGRAM)
+    options = ["zigma_jax.sample", f"--source={tmp_path}/model.safetensors", "--method=rk4", "--steps=9", "--num=5"]
+    options += ["--autoencoder=fake", "--batch=2"]
+    code, printed = programs.run(tmp_path / "fake.py", *options, "--latents", f"--output={tmp_path}/out")
+    assert code == 0, printed
+    latents = np.load(tmp_path / "out" / "latents.npy")
+    cfg = SampleConfig("rk4", steps=9)
+    np.testing.assert_allclose(latents, draw(model, 5, 5, 8, cfg=cfg), rtol=1e-4, atol=1e-4)
+    decoder = Decoder((4, 4, 4), make_mesh(), FakeAutoencoder.make())
+    with np.load(tmp_path / "out" / "samples.npz") as file:
+        assert file["samples"].shape == (5, 8, 8, 3)
+        assert np.abs(file["samples"].astype(int) - decoder(latents)).max() <= 1
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["settings"]["autoencoder"]["name"] == "fake"
+
+    pictures = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 3)).astype(np.float32)
+    np.savez(tmp_path / "pictures.npz", samples=pictures)
+    code, printed = programs.run(tmp_path / "fake.py", *options, f"--encode={tmp_path}/pictures.npz")
+    assert code == 0, printed
+    encode = make_encoder(nnx.graphdef(model), CONFIG.interpolant, cfg, make_mesh())
+    with np.load(tmp_path / "noise" / "noise.npz") as file:
+        expected = encode(params_of(model), decoder.encode(pictures), None)
+        np.testing.assert_allclose(file["noise"], expected, rtol=1e-3, atol=1e-3)
+
+
+MISTAKES = """
+import sys
+from pathlib import Path
+from absl import flags
+from zigma_jax import drawing, programs, sample
+drawing.make_sampler = lambda *_: sys.exit("it went on to the work")
+for line in Path(sys.argv[1]).read_text().splitlines():
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS: flags.FLAGS[name].unparse()
+    try:
+        programs.parse_flags(["sample", *line.split()])
+        sample.main(["sample"])
+    except SystemExit as error:
+        print("answer:", str(error).splitlines()[0])
+"""
+
+
+def test_mistakes(model, tmp_path):
+    save_weights(model, tmp_path / "model.safetensors")
+    save_weights(random_model(LATENT), tmp_path / "latents.safetensors")
+    source = f"--source={tmp_path}/model.safetensors"
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "000000.png").write_text("mine")
+    expected = {
+        f"{source} --output={tmp_path}/new": "it went on to the work",
+        "": "error: --source is missing",
+        f"{source} --output={tmp_path}/file": "file is a file, where a directory for the results is needed",
+        f"{source} --output={tmp_path}/mine --overwrite": "holds 000000.png, and no manifest.json",
+        f"{source} --seed=-1": "--seed=-1: must be at least 0 and less than 2**63",
+        f"{source} --seed={2**70}": f"--seed={2**70}: must be at least 0 and less than 2**63",
+        f"{source} --labels=1.5": "--labels=1.5: must be whole numbers",
+        f"{source} --labels=21": "labels = [21]: must be in 0 … 20",
+        f"{source} --guidance=nan": "sample.guidance",
+        f"{source} --guidance=1e38": "sample.guidance",
+        f"{source} --latents": "--latents: are what a model of latents draws",
+        f"--source={tmp_path}/latents.safetensors": "--autoencoder=hf://stabilityai/sd-vae-ft-ema",
+        f"{source} --method=sde_euler --encode={tmp_path}": "an SDE can't be run backwards",
+    }
+    (tmp_path / "lines").write_text("\n".join(expected))
+    (tmp_path / "mistakes.py").write_text(MISTAKES)
+    code, printed = programs.run(tmp_path / "mistakes.py", f"{tmp_path}/lines")
+    assert code == 0, printed
+    answers = [line for line in printed.splitlines() if line.startswith("answer: ")]
+    assert len(answers) == len(expected), printed
+    for (line, message), answer in zip(expected.items(), answers, strict=True):
+        assert message in answer, line
+    assert not (tmp_path / "samples").exists()

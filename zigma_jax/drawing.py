@@ -1,0 +1,127 @@
+"""What `sample` and `evaluate` share: the flags that say what is drawn from which model, and what they mean."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+from jax.sharding import Mesh
+
+from zigma_jax.data.config import LatentConfig
+from zigma_jax.errors import ConfigError
+from zigma_jax.interpolant import Interpolant
+from zigma_jax.models.zigma import ZigMa
+from zigma_jax.programs import DEFINE_sample, parse_labels
+from zigma_jax.training.config import RunConfig, SampleConfig, check_guided
+from zigma_jax.training.decoding import Decoder, open_autoencoder
+from zigma_jax.training.sampling import Encoder, Sampler, choose_labels, make_encoder, make_sampler
+from zigma_jax.training.sharding import replicated
+from zigma_jax.training.state import Params
+from zigma_jax.training.weights import is_workdir, load_weights, load_workdir, params_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A model, how to draw from it on the devices of a mesh, and how its samples become pictures.
+
+    config: of the run, if the source is a workdir. sample: its section `sample`, with what flags change.
+    labels: classes to use in turn, as they were given; empty: as the program says.
+    about: the source in words.
+    """
+
+    model: ZigMa
+    config: RunConfig | None
+    sample: SampleConfig
+    seed: int
+    labels: list[int]
+    decoder: Decoder
+    about: Mapping[str, str]
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return self.config.interpolant if self.config else Interpolant()
+
+    def sampler(self) -> Sampler:
+        return make_sampler(nnx.graphdef(self.model), self.interpolant, self.sample, self.decoder.mesh, self.seed)
+
+    def encoder(self) -> Encoder:
+        return make_encoder(nnx.graphdef(self.model), self.interpolant, self.sample, self.decoder.mesh)
+
+    def params(self) -> Params:
+        """The model's parameters on every device."""
+        return jax.device_put(params_of(self.model), replicated(self.decoder.mesh))
+
+    def settings(self) -> dict[str, Any]:
+        """All that a sample depends on but its number, in plain values."""
+        settings = {
+            "weights": fingerprint_of(params_of(self.model)),
+            "model": dataclasses.asdict(self.model.cfg),
+            "interpolant": dataclasses.asdict(self.interpolant),
+            "sample": dataclasses.asdict(self.sample),
+            "seed": self.seed,
+            "labels": self.labels,
+        }
+        if (autoencoder := self.decoder.autoencoder) is not None:
+            names = ("name", "fingerprint", "scale", "shift")
+            settings["autoencoder"] = {name: getattr(autoencoder, name) for name in names}
+        return settings
+
+
+def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl names its own
+    """The flags that say what is drawn. Returns a function that loads the model of a path as they say.
+
+    It finds what is wrong with them before anything is compiled, and raises ConfigError; otherwise as `load_weights`
+    and `load_autoencoder`.
+    """
+    seed = flags.DEFINE_integer("seed", 0, "Of the noise.")
+    labels = flags.DEFINE_list("labels", [], "Classes, used in turn; docs/sampling.md says what the default is.")
+    weights = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+    checkpoint = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
+    autoencoder = flags.DEFINE_string(
+        "autoencoder",
+        None,
+        "Of a model of latents, if its run does not say: a directory, hf://OWNER/REPO or KIND:PLACE, as in taef2:DIR.",
+    )
+    changed = DEFINE_sample()
+
+    def load(source: Path, mesh: Mesh) -> Drawing:
+        if not 0 <= seed.value < 2**63:
+            raise ConfigError(f"--seed={seed.value}: must be at least 0 and less than 2**63")
+        wanted = parse_labels(labels.value)
+        changed(SampleConfig())  # whatever is wrong with the flags shows before a large file is read
+        about = {"model": str(source)}
+        if is_workdir(source):
+            model, config, step = load_workdir(source, weights.value, checkpoint.value)
+            about |= {"step": str(step), "weights": weights.value}
+        else:
+            model, config = load_weights(source, weights.value, checkpoint.value)
+        cfg = changed(config.sample if config else SampleConfig())
+        check_guided(model.cfg, cfg.guidance)
+        if model.cfg.context_size:
+            raise ConfigError(f"{source}: the model is conditioned on text, which this program does not encode yet")
+        choose_labels(model.cfg, np.arange(1), wanted)
+        latent = config.latent if config else LatentConfig()
+        if autoencoder.value:
+            latent = dataclasses.replace(latent, autoencoder=autoencoder.value, weights=None)
+            about |= {"autoencoder": autoencoder.value}
+        shape = model.cfg.sample_shape
+        decoder = Decoder(shape, mesh, open_autoencoder(latent, shape))
+        about |= {"method": cfg.method, "seed": str(seed.value)}
+        return Drawing(model, config, cfg, seed.value, wanted, decoder, about)
+
+    return load
+
+
+def fingerprint_of(params: Params) -> str:
+    """SHA-256 of parameters with their names and shapes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        values = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.shape} {values.dtype}".encode())
+        digest.update(values.view(np.uint8).data if values.ndim else values.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,280 @@
+"""A directory of samples, written as they come: pictures, arrays, and a manifest that says what belongs to it."""
+
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Shaped, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from zigma_jax.data.images import center_crop, decode
+from zigma_jax.data.picture_sets import Pictures, Size
+from zigma_jax.errors import ConfigError, DataError
+from zigma_jax.files import sync_directory, write_atomically
+from zigma_jax.training.preview import animation, make_grid, save_png
+from zigma_jax.training.streams import ArrayStream, Parts, write_npz
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+GRID = 256  # pictures in grid.png at most,
+GRID_PIXELS = 2**24  # and pixels of them: 16 pictures of 1024 x 1024
+_PICTURE, _VIDEO = ".png", ".webp"
+
+
+class SampleDirectory:
+    """The samples 0 … num − 1 in a directory, of which the first `count` are there.
+
+    A killed program's directory goes on where it was: of what the manifest does not count, nothing is kept. Each
+    sample is a picture (uint8 (h, w, 3), NNNNNN.png), a video (uint8 (f, h, w, 3), NNNNNN.webp) or an array alone.
+    Used as a context, which closes its files. One process writes it.
+
+    settings: what the samples depend on. A directory of other settings is refused, and so is any directory that holds
+        something else: samples never mix.
+    about: what else the manifest says, of where they are from.
+    shape: of a picture or a video; None for arrays alone.
+    arrays: by name, shape and type of what else there is of each sample: NAME.npy, which becomes NAME.npz unless it is
+        one of `kept`.
+    overwrite: remove the samples of other settings first; only what their manifest names.
+
+    Attributes:
+        finished: whether all is there, `finish` included.
+
+    Raises:
+        ConfigError: the path is a file, or holds something else. DataError: files are missing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        num: int,
+        settings: Mapping[str, Any],
+        about: Mapping[str, str],
+        shape: tuple[int, ...] | None = None,
+        arrays: Mapping[str, tuple[tuple[int, ...], type]] | None = None,
+        kept: Sequence[str] = (),
+        overwrite: bool = False,
+    ):
+        check_directory(path)
+        arrays = arrays or {}
+        self.path, self.num, self._shape, self._kept = path, num, shape, kept
+        suffix = None if shape is None else _VIDEO if len(shape) == 4 else _PICTURE
+        before = _read_manifest(path)
+        settings = json.loads(json.dumps({**settings, "num": num, "files": suffix, "arrays": sorted(arrays)}))
+        if before is None:
+            if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if not p.name.startswith("."))):
+                raise ConfigError(
+                    f"--output={path}: holds {others[0]}{' and other files' * (len(others) > 1)}, and no {MANIFEST} "
+                    "says that samples may go on there; name a new directory"
+                )
+        elif before["settings"] != settings or (before["finished"] and overwrite):
+            if not overwrite:
+                raise ConfigError(_other_settings(path, before, settings))
+            _remove(path, before)
+            before = None
+        self.count, self.finished = (before["count"], before["finished"]) if before else (0, False)
+        self._manifest = {
+            "format": FORMAT,
+            "finished": self.finished,
+            "count": self.count,
+            "num": num,
+            "pictures": suffix and f"%06d{suffix}",
+            "about": dict(about),
+            "settings": settings,
+        }
+        self._streams: dict[str, ArrayStream] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        if self.finished:
+            self._remove_packed(arrays)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            self._write_manifest()
+            for name, (item, dtype) in arrays.items():
+                self._streams[name] = ArrayStream(path / f"{name}.npy", (num, *item), dtype, self.count)
+            self._pool = ThreadPoolExecutor(os.cpu_count())
+
+    def __enter__(self) -> "SampleDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._streams.values():
+            stream.close()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def add(self, pictures: UInt8[np.ndarray, "b ..."] | None, **arrays: Shaped[np.ndarray, "b ..."]) -> None:
+        """Adds the next samples. When this returns they are on the disk, and counted.
+
+        Raises:
+            OSError: they could not be written; those before them are as they were.
+        """
+        count = len(next(iter(arrays.values())) if pictures is None else pictures)
+        try:
+            if pictures is not None:
+                assert self._pool is not None
+                list(self._pool.map(self._write_picture, range(self.count, self.count + count), pictures))
+            for name, rows in arrays.items():
+                self._streams[name].append(rows)
+            sync_directory(self.path)
+            self.count += count
+            self._write_manifest()
+        except OSError as error:
+            kept = self._manifest["count"]
+            raise OSError(
+                f"{error.strerror or error} while samples were written to {self.path}: the first {kept} of {self.num} "
+                "are whole, and the same command goes on from them"
+            ) from error
+
+    def finish(self, labels: Int[np.ndarray, " n"] | None) -> None:
+        """Once all were added: arrays become NAME.npz, pictures samples.npz and grid.png, and the manifest says so.
+
+        labels: of all samples, put beside them in an npz as `labels`.
+        """
+        assert self.count == self.num, f"{self.count} samples of {self.num}"
+        beside = {} if labels is None else {"labels": Parts((self.num,), np.int32, [labels])}
+        packed = {name: stream for name, stream in self._streams.items() if name not in self._kept}
+        for name, stream in packed.items():
+            write_npz(self.path / f"{name}.npz", {name: Parts(stream.shape, stream.dtype, stream.parts())} | beside)
+        if self._shape is not None:
+            if "samples" not in packed:
+                parts = (picture[None] for picture in self._pictures())
+                samples = Parts((self.num, *self._shape), np.uint8, parts)
+                write_npz(self.path / "samples.npz", {"samples": samples} | beside)
+            self._write_grid(packed.get("samples"))
+        self.finished = True
+        self._write_manifest()
+        self._remove_packed(packed)
+
+    def _remove_packed(self, names: Iterable[str]) -> None:
+        """The .npy that an npz holds now. A program may have been killed before it came to that."""
+        for name in names:
+            if name not in self._kept:
+                (self.path / f"{name}.npy").unlink(missing_ok=True)
+
+    def _write_picture(self, number: int, picture: UInt8[np.ndarray, "..."]) -> None:
+        """Not atomically: nothing is read before the manifest counts it."""
+        path = self.path / (self._manifest["pictures"] % number)
+        if picture.ndim == 4:
+            data = animation(picture[None], _VIDEO)
+        else:
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, format="PNG")
+            data = buffer.getvalue()
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _pictures(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        for number in range(self.num):
+            yield _read_picture(self.path / (self._manifest["pictures"] % number))
+
+    def _write_grid(self, videos: ArrayStream | None) -> None:
+        assert self._shape is not None
+        count = min(self.num, GRID, max(1, GRID_PIXELS * 3 // int(np.prod(self._shape))))
+        found = (video for part in videos.parts() for video in part) if videos else self._pictures()
+        save_png(self.path / "grid.png", make_grid(np.stack(list(itertools.islice(found, count)))))
+
+    def _write_manifest(self) -> None:
+        self._manifest |= {"count": self.count, "finished": self.finished}
+        write_atomically(self.path / MANIFEST, json.dumps(self._manifest, indent=1).encode())
+
+
+def check_directory(path: Path) -> None:
+    """Raises ConfigError for a path at which there can be no directory to write to."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--output={path}: {there} is a file, where a directory for the results is needed")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"--output={path}: {there} cannot be written to")
+
+
+def has_manifest(path: Path) -> bool:
+    """Whether `zigma_jax.sample` wrote this directory."""
+    return (path / MANIFEST).is_file()
+
+
+def pictures_of(path: Path, size: Size | None = None, limit: int | None = None) -> Pictures:
+    """The pictures that a directory's manifest names, and no others; at most `limit`, cropped and resized to `size`.
+
+    Raises:
+        ConfigError: there are none, but videos or noise; or fewer than `limit`.
+        DataError: the manifest is damaged; or not all samples were drawn yet, and no limit says that so few will do.
+    """
+    manifest = _read_manifest(path)
+    assert manifest is not None
+    count, num, pattern = manifest["count"], manifest["num"], manifest["pictures"]
+    if pattern is None or not pattern.endswith(_PICTURE):
+        raise ConfigError(f"{path}: holds {'noise' if pattern is None else 'videos'}, where pictures are needed")
+    if not manifest["finished"] and limit is None:
+        raise DataError(
+            f"{path}: holds {count} of {num} samples, drawing them was interrupted; go on with the same command of "
+            f"zigma_jax.sample, or take those that are there with --num={count}"
+        )
+    if limit is not None and limit > count:
+        raise ConfigError(f"--num={limit}: {path} holds {count} samples")
+    count = limit or count
+    pixels = size or _read_picture(path / (pattern % 0)).shape[:2]
+
+    def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
+        for first in range(0, count, batch_size):
+            numbers = range(first, min(first + batch_size, count))
+            yield np.stack([_read_picture(path / (pattern % number), pixels) for number in numbers])
+
+    return Pictures(count, (pixels[0], pixels[1]), {"directory": str(path)} | manifest["about"], batches)
+
+
+def _read_picture(path: Path, size: Size | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        picture = decode(path.read_bytes())
+        return center_crop(picture, size or (picture.height, picture.width))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+        raise DataError(f"{path}: {MANIFEST} names it, and it cannot be read ({error})") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    if not has_manifest(path):
+        return None
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}, not {FORMAT}")
+        pattern, count, num = manifest["pictures"], manifest["count"], manifest["num"]
+        sound = pattern in (None, f"%06d{_PICTURE}", f"%06d{_VIDEO}") and 0 <= count <= num
+        if not sound or {type(manifest[key]) for key in ("settings", "about")} != {dict}:
+            raise ValueError("its fields contradict each other")
+        return manifest
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is damaged, or of another program ({error}): name another directory") from error
+
+
+def _other_settings(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    old, new = _flat(before["settings"]), _flat(settings)
+    lines = [f"  {n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in sorted(old | new) if old.get(n) != new.get(n)]
+    return (
+        f"--output={path}: holds samples of other settings ({before['count']} of {before['num']}); name another "
+        "directory, or remove them with --overwrite\n" + "\n".join(lines)
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _remove(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Removes the samples, the manifest last. More of them may be there than it counts: a killed program's."""
+    names = [f"{name}{end}" for name in manifest["settings"].get("arrays", []) for end in (".npy", ".npz")]
+    names += ["samples.npz", ".samples.npz.partial", "grid.png"]
+    if manifest["pictures"]:
+        names += [manifest["pictures"] % number for number in range(manifest["num"])]
+    for name in (*names, MANIFEST):
+        (path / Path(name).name).unlink(missing_ok=True)
