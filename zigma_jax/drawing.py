@@ -107,7 +107,7 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
         choose_labels(model.cfg, np.arange(1), wanted)
         latent = config.latent if config else LatentConfig()
         if autoencoder.value:
-            latent = dataclasses.replace(latent, autoencoder=autoencoder.value, weights=None)
+            latent = dataclasses.replace(latent, autoencoder=autoencoder.value, weights=None)  # with the run's scale
             about |= {"autoencoder": autoencoder.value}
         shape = model.cfg.sample_shape
         decoder = Decoder(shape, mesh, open_autoencoder(latent, shape))

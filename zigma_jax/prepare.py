@@ -18,7 +18,7 @@ from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.preview import make_grid, save_png
-from zigma_jax.training.samples import open_latents
+from zigma_jax.training.samples import open_samples
 
 _CONFIG = DEFINE_config()
 _NAME = flags.DEFINE_string("name", "avatars", "avatars, emoji, folder, or an image set of TFDS (celeb_a, …).")
@@ -50,20 +50,14 @@ def main(argv: list[str]) -> None:
 
 def encode(config: RunConfig) -> None:
     """Makes the encoded set of a run, unless it is there."""
-    from zigma_jax.networks import load_autoencoder
-
-    latent = config.latent
-    autoencoder = load_autoencoder(
-        latent.autoencoder, latent.weights, dtype=latent.dtype, scale=latent.scale, shift=latent.shift
-    )
-    found = open_latents(open_source(config.data), config.data, latent, autoencoder)
+    found, _ = open_samples(config, open_source(config.data))
     if found.encoded is None:
         print("latents: none to prepare, the training step encodes (latent.cache='step')")
         return
     size = sum(file.stat().st_size for file in found.encoded.directory.iterdir())
     shape = " × ".join(map(str, found.encoded.shape))
     statistics = found.encoded.statistics
-    print(f"latents of {autoencoder.name} in {found.encoded.directory}")
+    print(f"latents of {found.autoencoder.name} in {found.encoded.directory}")
     print(
         f"  {len(found.encoded):,} of {shape}{', and of mirror images' * found.encoded.mirrored}: {size / 1e6:,.1f} MB"
     )

@@ -27,17 +27,18 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from zigma_jax.data.pipeline import Batch, make_dataset
+from zigma_jax.data.pipeline import Batch, make_dataset, open_source
 from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
-from zigma_jax.training.decoding import Decoder, open_autoencoder
+from zigma_jax.training.decoding import Decoder
 from zigma_jax.training.evaluation import ScheduledEvaluation
 from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.processes import from_primary
+from zigma_jax.training.samples import inputs, open_samples
 from zigma_jax.training.sampling import choose_labels, make_sampler
 from zigma_jax.training.sharding import batch_sharding, check_batch, make_mesh
 from zigma_jax.training.state import make_optimizer, make_state
@@ -81,10 +82,12 @@ class Run:
 
     def __init__(self, config: RunConfig, workdir: Path, stops: Stops):
         cfg = config.train
-        self.config, self.workdir, self.stops = config, workdir, stops
+        self.workdir, self.stops = workdir, stops
         self.mesh = make_mesh(cfg.fsdp)
         check_batch(cfg.batch_size, cfg.accumulate, self.mesh)
         stops.on(self.mesh)
+        source, self.config = open_samples(config, open_source(config.data))
+        config = self.config
         self.dataset = make_dataset(
             config.data,
             global_batch=cfg.batch_size,
@@ -92,14 +95,14 @@ class Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_classes=config.model.num_classes,
+            encoded=source.encoded,
         )
         self.data = iter(self.dataset)
         optimizer = make_optimizer(config.optimizer, cfg.steps)
         graphdef, self.init_state, self.abstract_state = make_state(config.model, optimizer, cfg.seed, self.mesh)
-        self.train_step = make_train_step(graphdef, optimizer, config, self.mesh, self.abstract_state)
+        self.train_step = make_train_step(graphdef, optimizer, config, self.mesh, self.abstract_state, source.samples)
         self._sampler = make_sampler(graphdef, config.interpolant, config.sample, self.mesh, cfg.seed)
-        autoencoder = open_autoencoder(config.latent, config.model.sample_shape)
-        self.decoder = Decoder(config.model.sample_shape, self.mesh, autoencoder)
+        self.decoder = Decoder(config.model.sample_shape, self.mesh, source.autoencoder)
         self.evaluation = ScheduledEvaluation(config, workdir, self.draw, self.decoder) if config.eval.every else None
         self.waited, self.logged = 0.0, time.perf_counter()  # for data since the last log point, and when that was
 
@@ -185,9 +188,8 @@ class Run:
 
     def _to_devices(self, batch: Batch) -> dict[str, jax.Array]:
         """What the step needs of this process's share of the batch, as global arrays."""
-        wanted = ["image", "label"] if self.config.model.num_classes else ["image"]
-        sharding = batch_sharding(self.mesh)
-        return {name: jax.make_array_from_process_local_data(sharding, np.asarray(batch[name])) for name in wanted}
+        sharding, wanted = batch_sharding(self.mesh), inputs(batch, bool(self.config.model.num_classes))
+        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in wanted.items()}
 
     def _about_input(self, batch: Batch) -> dict[str, float]:
         now = time.perf_counter()

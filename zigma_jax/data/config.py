@@ -58,11 +58,13 @@ class LatentConfig:
         weights: where the weights lie, if `autoencoder` is the kind alone ("kl", "taesd", "taef2", …).
         cache: "encoded": every picture is encoded once, into a set of its own beside the data set; a directory: the
             same, there; "step": pictures are encoded in the training step, and nothing is kept.
-        scale, shift: samples are (z − shift) · scale, one number or one a channel; None: what the network's
-            config.json says.
-        statistics: "config": scale and shift as above; "measured": they make each channel of the encoded set
-            zero on average with a standard deviation of one.
+        scale, shift: samples are (z − shift) · scale, one number or one a channel; None: as `statistics` says. A run
+            writes down the numbers that it used.
+        statistics: where scale and shift come from if they are not given: "config", the network's config.json; or
+            "measured": each channel of the encoded set becomes zero on average with a standard deviation of one.
         dtype: the autoencoder computes in "float32" or "bfloat16".
+        fingerprint: SHA-256 of the autoencoder's weights. A run writes it down, and its samples are decoded with no
+            other weights; if it is given, no others are trained with either.
     """
 
     autoencoder: str = ""
@@ -72,6 +74,7 @@ class LatentConfig:
     shift: float | tuple[float, ...] | None = None
     statistics: Literal["config", "measured"] = "config"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    fingerprint: str = ""
 
     def __post_init__(self):
         if self.weights and not self.autoencoder:
@@ -80,10 +83,8 @@ class LatentConfig:
             )
         if not self.cache:
             raise ConfigError("config.latent.cache = '': must be 'encoded', 'step' or a directory")
-        if self.statistics == "measured" and self.cache == "step":
+        if self.statistics == "measured" and self.cache == "step" and None in (self.scale, self.shift):
             raise ConfigError(
                 "config.latent.statistics = 'measured': are taken from the encoded set, which latent.cache = 'step' "
                 "does without; give latent.scale and latent.shift, or latent.cache = 'encoded'"
             )
-        if self.statistics == "measured" and (self.scale is not None or self.shift is not None):
-            raise ConfigError("config.latent.statistics = 'measured': leave latent.scale and latent.shift out")

@@ -43,8 +43,8 @@ def guide(
             default guides always.
 
     Raises:
-        ValueError: a scale that is not finite or beyond ±10,000, an interval that is empty or outside [0, 1], null that doesn't
-            fit y.
+        ValueError: a scale that is not finite or beyond ±10,000, an interval that is empty or outside [0, 1], null
+            that does not fit y.
     """
     check_guidance(scale, interval)
     y, null = jnp.asarray(y), jnp.asarray(null)

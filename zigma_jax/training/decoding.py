@@ -124,8 +124,8 @@ def open_autoencoder(latent: LatentConfig, sample_shape: tuple[int, ...]) -> Aut
     """The autoencoder that `latent` names, with its scale and shift; None for pixels.
 
     Raises:
-        ConfigError: the samples are latents and no autoencoder is named, or one of other channels; before any weights
-            are read. Otherwise as `load_autoencoder`.
+        ConfigError: the samples are latents and no autoencoder is named, or one of other channels, before any weights
+            are read; or its weights are not those that `latent` wants. Otherwise as `load_autoencoder`.
     """
     if not latent.autoencoder:
         check_pixels(sample_shape)
@@ -134,9 +134,16 @@ def open_autoencoder(latent: LatentConfig, sample_shape: tuple[int, ...]) -> Aut
 
     _, channels = autoencoder_geometry(latent.autoencoder, latent.weights)
     check_autoencoder(latent.autoencoder, channels, sample_shape)
-    return load_autoencoder(
+    autoencoder = load_autoencoder(
         latent.autoencoder, latent.weights, dtype=latent.dtype, scale=latent.scale, shift=latent.shift
     )
+    if latent.fingerprint not in ("", autoencoder.fingerprint):
+        raise ConfigError(
+            f"latent.autoencoder = {latent.autoencoder!r}: the fingerprint of its weights is "
+            f"{autoencoder.fingerprint[:12]}…, and the run was trained with {latent.fingerprint[:12]}…: give the "
+            "autoencoder that it was trained with"
+        )
+    return autoencoder
 
 
 def latent_shape(autoencoder: str, size: tuple[int, int]) -> tuple[int, int, int]:

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from zigma_jax.data.config import DataConfig, LatentConfig
 from zigma_jax.data.posterior import draw, posterior
+from zigma_jax.errors import ConfigError
+from zigma_jax.training.config import RunConfig
+from zigma_jax.training.decoding import open_autoencoder
 
 if TYPE_CHECKING:  # what reads data is imported where it is used, so that the training step needs none of it
     from zigma_jax.data.encoded import EncodedSet
@@ -75,47 +77,62 @@ def inputs(batch: dict[str, np.ndarray], labels: bool) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Latents:
-    """What a run on latents has besides its pictures.
+class SampleSource:
+    """How the pictures of a run become its samples.
 
     Attributes:
-        autoencoder: the network, with the scale and shift that the run uses; it decodes samples.
-        encoded: the encoded set, which batches are read from; None if the step encodes.
         samples: for the training step.
+        encoded: the encoded set, which batches are read from; None if they hold pictures.
+        autoencoder: the network, with the scale and shift that the run uses, which decodes samples; None for pixels.
     """
 
-    autoencoder: Any
-    encoded: "EncodedSet | None"
-    samples: Samples
-
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint has to keep of it, for JSON: which network, and the numbers that samples are scaled by."""
-        network = self.autoencoder
-        return {
-            "autoencoder": network.name,
-            "fingerprint": network.fingerprint,
-            "scale": list(network.scale),
-            "shift": list(network.shift),
-        }
+    samples: Samples = PIXELS
+    encoded: "EncodedSet | None" = None
+    autoencoder: Any = None
 
 
-def open_latents(source: "Source", data: DataConfig, latent: LatentConfig, autoencoder: Any) -> Latents:
-    """Finds or makes the encoded set that `latent` asks for, with a progress bar; all processes call it.
+def open_samples(config: RunConfig, source: "Source") -> tuple[SampleSource, RunConfig]:
+    """Finds or makes what `config.latent` asks for, with a progress bar; all processes call it.
 
-    Args:
-        source, data: the pictures.
-        latent: its `cache` and `statistics`.
-        autoencoder: the network that the rest of `latent` names.
+    Returns, too, the configuration with what was found out on the way and has to be kept with the run: which weights
+    and which commit of them, and the numbers that samples are scaled by.
 
     Raises:
-        ConfigError, DataError, BadDataError: as `zigma_jax.data.encoded.encoded_set`.
+        ConfigError: the autoencoder does not fit the model's samples and the pictures' size, or has other weights than
+            those that are asked for. DataError, BadDataError: as `zigma_jax.data.encoded.encoded_set`.
     """
-    from zigma_jax.data.encoded import check_size, encoded_set
+    latent, shape = config.latent, config.model.sample_shape
+    autoencoder: Any = open_autoencoder(latent, shape)
+    if autoencoder is None:
+        return SampleSource(), config
+    height, width = (length * autoencoder.factor for length in shape[-3:-1])
+    if (height, width) != config.data.size:
+        raise ConfigError(
+            f"config.data.image_size = {config.data.size}: {autoencoder.name} makes model.sample_shape = {shape} of "
+            f"pictures of {(height, width)}"
+        )
+    found = (_in_step if latent.cache == "step" else _encoded)(config, source, autoencoder)
+    used = found.autoencoder
+    latent = dataclasses.replace(latent, fingerprint=used.fingerprint, scale=tuple(used.scale), shift=tuple(used.shift))
+    return found, dataclasses.replace(config, latent=latent)
 
-    if latent.cache == "step":
-        check_size(data, autoencoder)
-        return Latents(autoencoder, None, EncodedInStep(autoencoder))
-    encoded = encoded_set(source, data, autoencoder, cache=latent.cache)
+
+def _in_step(config: RunConfig, source: "Source", autoencoder: Any) -> SampleSource:
+    from zigma_jax.data.encoded import check_size
+
+    check_size(config.data, autoencoder)
+    return SampleSource(EncodedInStep(autoencoder), None, autoencoder)
+
+
+def _encoded(config: RunConfig, source: "Source", autoencoder: Any) -> SampleSource:
+    from zigma_jax.data.encoded import encoded_set
+
+    latent = config.latent
+    encoded = encoded_set(source, config.data, autoencoder, cache=latent.cache)
     if latent.statistics == "measured":
-        autoencoder = autoencoder.with_statistics(encoded.statistics.scale, encoded.statistics.shift)
-    return Latents(autoencoder, encoded, Encoded(tuple(autoencoder.scale), tuple(autoencoder.shift)))
+        measured = encoded.statistics
+        autoencoder = autoencoder.with_statistics(
+            measured.scale if latent.scale is None else autoencoder.scale,
+            measured.shift if latent.shift is None else autoencoder.shift,
+        )
+    return SampleSource(Encoded(tuple(autoencoder.scale), tuple(autoencoder.shift)), encoded, autoencoder)

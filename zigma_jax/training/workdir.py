@@ -29,8 +29,8 @@ CONFIG = "config.json"
 _BEAT = 2.0  # seconds between the signs of life that stand for a lock where there are none
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
-# Sections whose fields decide what the arrays of a checkpoint mean, but for those fields that only decide how fast.
-_BINDING = ("model", "interpolant")
+# What decides what the arrays of a checkpoint mean, but for those fields that only decide how fast.
+_BINDING = ("model", "interpolant", "latent.fingerprint", "latent.scale", "latent.shift")
 _FREE = {"model.remat", "model.unroll", "model.dtype", "model.drop_path_rate", "model.scan_implementation"}
 
 
@@ -142,7 +142,8 @@ def check_same_run(config: RunConfig, saved: dict[str, Any], workdir: Path) -> l
     old, new = _flat(saved), _flat(to_dict(config))
     changed = [name for name in new if _plain(old.get(name)) != _plain(new[name])]
     lines = [f"  {name}: {old.get(name)!r} in the workdir, {new[name]!r} now" for name in changed]
-    if other := [name for name in changed if name.split(".")[0] in _BINDING and name not in _FREE]:
+    binding = [name for name in changed if name.startswith(tuple(f"{part}." for part in _BINDING)) or name in _BINDING]
+    if other := [name for name in binding if name not in _FREE]:
         raise ConfigError(
             f"--workdir={workdir} holds a run of another model ({', '.join(other)} differ); choose another "
             "workdir, or the configuration it was made with:\n" + "\n".join(lines)
