@@ -103,7 +103,7 @@ def test_a_run_leaves_what_it_says_and_the_programs_use_it(tmp_path, data_dir):
     code, output = programs.run("zigma_jax.sample", f"--source={workdir}", "--num=5", "--labels=3,7", "--batch=4")
     assert code == 0, output
     names = sorted(path.name for path in (workdir / "samples").iterdir())
-    assert names == [*(f"00000{i}.png" for i in range(5)), "grid.png", "samples.npz"]
+    assert names == [*(f"00000{i}.png" for i in range(5)), "grid.png", "manifest.json", "samples.npz"]
     with np.load(workdir / "samples" / "samples.npz") as file:
         assert file["samples"].shape == (5, 8, 8, 3)
         assert file["labels"].tolist() == [3, 7, 3, 7, 3]
