@@ -110,7 +110,7 @@ def encoded_set(
     autoencoder: Autoencoder,
     *,
     cache: str = "encoded",
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> EncodedSet:
@@ -189,7 +189,7 @@ def encode_share(
     config: DataConfig,
     autoencoder: Autoencoder,
     files: EncodedFiles,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> None:
@@ -284,7 +284,7 @@ def _ahead(threads: ThreadPoolExecutor, read: Callable, batches: Iterable[tuple[
 class _Encoder:
     """Posteriors of pictures, by the same number of them at once on each device."""
 
-    def __init__(self, autoencoder: Autoencoder, devices: Sequence[jax.Device], at_once: int, files: EncodedFiles):
+    def __init__(self, autoencoder: Autoencoder, devices: Sequence[Any], at_once: int, files: EncodedFiles):
         mesh = Mesh(np.asarray(devices), ("pictures",))
         self.batch_size = at_once * len(devices)
         self._divided = NamedSharding(mesh, PartitionSpec("pictures"))
@@ -307,9 +307,9 @@ class _Encoder:
             yield from batch  # pyright: ignore[reportReturnType] - all are messages
             return
         pixels = np.zeros((self.batch_size, *shape), np.uint8)
-        for place, (_, picture) in zip(pixels, batch, strict=False):
+        for place, (_, picture) in enumerate(batch):
             if not isinstance(picture, str):
-                place[:] = picture[0]
+                pixels[place] = picture[0]
         views = [self._encode(view) for view in (pixels, pixels[:, :, ::-1])[: self._views]]
         for place, (index, picture) in enumerate(batch):
             if isinstance(picture, str):

@@ -189,7 +189,7 @@ class EncodedFiles:
             "shards": [self.path(shard).stat().st_size for shard in range(self.shards)],
             "summary": summary,
         }
-        with self._writing():
+        with self._writing(), _locked(self.directory):
             write_atomically(self.directory / "index.json", json.dumps(index, indent=1).encode())
 
     # ---- reading
@@ -258,6 +258,18 @@ class EncodedFiles:
             f"not encoded yet need {_megabytes(self.room(missing))}, and {_megabytes(free)} are free. What was encoded "
             "is kept: make room and run the same command again, or name a directory on another disk in latent.cache"
         )
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Waits for its turn to write in a directory, where the file system has locks."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_open(file: IO[bytes], path: Path) -> bool:

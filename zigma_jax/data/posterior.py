@@ -18,9 +18,14 @@ class Autoencoder(Protocol):
     w / factor, c), in the network's own units; None for the latter if the network is deterministic.
     """
 
-    name: Any
-    fingerprint: Any
-    factor: Any
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def factor(self) -> int: ...
 
     def encode(self, images: Any) -> tuple[Any, Any]: ...
 
