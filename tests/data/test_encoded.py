@@ -70,6 +70,7 @@ def test_it_holds_the_posterior_of_every_picture_and_its_mirror_image(whole, sou
     for flip in (False, True):
         images = batch["image"][:, :, ::-1] if flip else batch["image"]
         mean, logvar = TOY.encode(images)
+        assert logvar is not None
         found = whole.batch([whole.read(i, flip) for i in range(64)])
         assert {name: (a.shape, a.dtype.name) for name, a in found.items()} == {
             "label": ((64,), "int32"),
