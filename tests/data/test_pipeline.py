@@ -33,7 +33,7 @@ def test_a_batch_holds_pictures_labels_and_indices(avatars):
     }
     assert batch["image"].min() >= -1
     assert batch["image"].max() <= 1
-    captions = dataset.captions(batch)
+    captions = [texts[0] for texts in dataset.captions(batch)]
     for label, caption in zip(batch["label"], captions, strict=True):
         assert dataset.info.class_names[label] in caption
 

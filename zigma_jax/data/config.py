@@ -6,20 +6,32 @@ from typing import Literal
 
 from zigma_jax.errors import ConfigError
 
+FROM_FOLDER = {
+    "folder": "the directory of pictures",
+    "parquet": "the directory of parquet files",
+    "celeba": "the directory with img_align_celeba.zip and list_eval_partition.txt",
+}
+"""The sets that are made from `data.folder`, and what that is."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """data.*: the pictures.
 
     Attributes:
-        name: avatars, emoji (or avatars/256, …), folder, or a set of TFDS's catalogue.
+        name: avatars, emoji (or avatars/256, …), folder, parquet, celeba, webdataset, hf://datasets/OWNER/NAME, or a
+            set of TFDS's catalogue.
         data_dir: where prepared sets lie; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         split: a split of the set, or part of one as TFDS writes it: "train[:90%]".
         image_size: pixels (height, width), or one number for a square.
         flip: mirror every other picture, drawn anew each time that it is seen.
         workers: processes that make batches; 0: one thread of this process.
         max_bad_fraction: the run stops when more of the samples than this were unreadable (of at least 1000).
-        folder: the directory of pictures, for name="folder".
+        folder: the directory of pictures (name="folder"), of parquet files ("parquet") or of CelebA's files ("celeba").
+        shards: the tars of name="webdataset": a directory, a glob, a range ("train-{000..124}.tar"), or several of
+            these with commas between them.
+        image_column, label_column, caption_column: the column, feature or member that holds the pictures, the classes
+            or the captions; None: found by its kind and name.
     """
 
     name: str = "avatars"
@@ -30,6 +42,10 @@ class DataConfig:
     workers: int = 0
     max_bad_fraction: float = 0.01
     folder: str | None = None
+    shards: str | tuple[str, ...] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    caption_column: str | None = None
 
     def __post_init__(self):
         if isinstance(self.image_size, Sequence) and len(self.image_size) != 2:
@@ -41,6 +57,18 @@ class DataConfig:
             raise ConfigError(f"data.workers={self.workers}: must be 0 or more")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"data.max_bad_fraction={self.max_bad_fraction}: must lie in [0, 1]")
+        if (self.folder is not None) != (self.name in FROM_FOLDER):
+            raise ConfigError(
+                f"data.folder={self.folder!r} is set, but data.name={self.name!r}, none of {', '.join(FROM_FOLDER)}"
+                if self.folder is not None
+                else f"data.name={self.name!r} needs data.folder, {FROM_FOLDER[self.name]}"
+            )
+        if (self.shards is not None) != (self.name == "webdataset"):
+            raise ConfigError(
+                f"data.shards={self.shards!r} is set, but data.name={self.name!r} is not 'webdataset'"
+                if self.shards is not None
+                else "data.name='webdataset' needs data.shards: a directory of tars, a glob, or a range in braces"
+            )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -157,6 +157,7 @@ def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache
     fields += [("mean", "<f2", shape)] + ([] if std is None else [("std", "<f2", shape)])
     identity = {
         "set": info.name,
+        "records": info.fingerprint,
         "split": info.split,
         "length": info.length,
         "image_size": list(size),

@@ -18,7 +18,7 @@ from zigma_jax.data import images
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.encoded import EncodedSet
 from zigma_jax.data.reads import BadDataError, Reads
-from zigma_jax.data.sources import Source, SourceInfo, prepare
+from zigma_jax.data.sources import Source, SourceInfo, open_source
 from zigma_jax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
@@ -223,14 +223,9 @@ class ImageDataset:
         """This process's share of the batch of one step, without touching any iterator or count."""
         return self._steps[step][0]
 
-    def captions(self, batch: Batch) -> list[str]:
-        """The captions of a batch's pictures. Raises ValueError if the set has none."""
-        return [self.source.caption(int(index)) for index in batch["index"]]
-
-
-def open_source(config: DataConfig) -> Source:
-    """Prepares the configured data set if need be and opens its split."""
-    return Source(prepare(config.name, config.data_dir, config.folder), config.split)
+    def captions(self, batch: Batch) -> list[list[str]]:
+        """All captions of each of a batch's pictures. Raises DataError if the set has none."""
+        return [self.source.captions(int(index)) for index in batch["index"]]
 
 
 def make_dataset(

@@ -1,0 +1,51 @@
+"""What every data set is to the rest of the project: records by index, and what is known of them beforehand."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceInfo:
+    """What is known of a split without reading it."""
+
+    name: str
+    """The set's full name: of a prepared set, TFDS's name, config and version."""
+    split: str
+    length: int
+    num_classes: int
+    """0 if the set has no classes."""
+    class_names: tuple[str, ...]
+    has_captions: bool
+    licence: str
+    path: str
+    """The directory of the records, where what is computed from them may be kept too."""
+    fingerprint: str
+    """Tells one set of records from another, wherever they lie: hexadecimal, of names, lengths and sizes."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """The records of one split by index. Safe to read from several threads, and to send to another process.
+
+    Damage shows as an exception of `__getitem__` or of decoding the picture, and is counted by whoever reads.
+    """
+
+    info: SourceInfo
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any:
+        """The record, as the other methods take it."""
+        ...
+
+    def picture(self, record: Any) -> bytes:
+        """The encoded picture of a record."""
+        ...
+
+    def label(self, record: Any) -> int:
+        """The class of a record; only for sets with classes. Raises DataError if it is out of range."""
+        ...
+
+    def captions(self, index: int) -> list[str]:
+        """All captions of record `index`. Raises DataError if the set has none."""
+        ...
