@@ -2,8 +2,13 @@
 
     python -m zigma_jax.train --config=configs/celeba.py
 
-TFDS's `celeb_a` downloads its archives from a public drive that is often over its quota: prepare the set where that
-works (`python -m zigma_jax.prepare --name=celeb_a --data_dir=DIR`) and give `--config.data.data_dir=DIR`.
+The pictures come from a mirror on the Hugging Face hub (1.4 GB; needs the extra `hub`). CelebA may be used for
+non-commercial research only. From its authors' own files, laid by hand in DIR (img_align_celeba.zip,
+list_eval_partition.txt, list_attr_celeba.txt; see docs/data.md):
+
+    python -m zigma_jax.train --config=configs/celeba.py --config.data.name=celeba --config.data.folder=DIR
+
+TFDS's own `celeb_a` is read too, if it lies prepared in `data.data_dir`; its download is nearly always over its quota.
 The whole path on another set and any machine:
 
     python -m zigma_jax.train --config=configs/celeba.py --config.data.name=avatars --config.train.steps=2
@@ -17,7 +22,7 @@ from zigma_jax.training.parse_config import default_config
 
 def get_config():
     config = default_config()
-    config.data.name = "celeb_a"
+    config.data.name = "hf://datasets/tpremoli/CelebA-attrs"
     config.data.image_size = 64
     config.data.flip = True
 

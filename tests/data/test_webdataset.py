@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,7 +270,7 @@ def test_classes_and_their_names(tmp_path):
 def test_other_members_can_be_named(tmp_path):
     members = [("1.photo.jpg", picture(8)), ("1.title.txt", b"a title "), ("1.kind.cls", b"1")]
     path = tar(tmp_path / "a.tar", members)
-    config = {"image_column": "photo.jpg", "caption_column": "title.txt", "label_column": "kind.cls"}
+    config: dict[str, Any] = {"image_column": "photo.jpg", "caption_column": "title.txt", "label_column": "kind.cls"}
     source = open_source(DataConfig(name="webdataset", shards=str(path), **config))
     assert (source.captions(0), source.label(source[0]), source.picture(source[0])) == (["a title"], 1, picture(8))
     with pytest.raises(DataError, match=r"data.image_column='x.jpg': the samples' members are photo.jpg, title.txt"):
