@@ -52,13 +52,13 @@ class Pictures:
     def __init__(self, source: Source, size: tuple[int, int]):
         self.source, self.size, self.info = source, size, source.info
 
-    def read(self, index: int, flip: bool) -> tuple[dict[str, Any], np.ndarray]:
+    def read(self, index: int, flip: bool) -> tuple[Any, np.ndarray]:
         """The record and its pixels."""
         record = self.source[index]
         pixels = images.center_crop(images.decode(self.source.picture(record)), self.size)
         return record, pixels[:, ::-1] if flip else pixels
 
-    def batch(self, examples: list[tuple[dict[str, Any], np.ndarray]]) -> Batch:
+    def batch(self, examples: list[tuple[Any, np.ndarray]]) -> Batch:
         """`image`, and `label` if there are classes."""
         batch: Batch = {"image": images.to_float(np.stack([pixels for _, pixels in examples]))}
         if self.info.num_classes:
