@@ -323,6 +323,6 @@ def test_a_tar_that_shrinks_while_it_is_read(shards, tmp_path):
 
 def test_fields_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"data.name='webdataset' needs data.shards"):
-        DataConfig(name="webdataset")
+        open_source(DataConfig(name="webdataset"))
     with pytest.raises(ConfigError, match=r"data.shards='a' is set, but data.name='avatars'"):
         DataConfig(shards="a")

@@ -57,17 +57,20 @@ class DataConfig:
             raise ConfigError(f"data.workers={self.workers}: must be 0 or more")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"data.max_bad_fraction={self.max_bad_fraction}: must lie in [0, 1]")
-        if (self.folder is not None) != (self.name in FROM_FOLDER):
+        if self.folder is not None and self.name not in FROM_FOLDER:
             raise ConfigError(
                 f"data.folder={self.folder!r} is set, but data.name={self.name!r}, none of {', '.join(FROM_FOLDER)}"
-                if self.folder is not None
-                else f"data.name={self.name!r} needs data.folder, {FROM_FOLDER[self.name]}"
             )
-        if (self.shards is not None) != (self.name == "webdataset"):
+        if self.shards is not None and self.name != "webdataset":
+            raise ConfigError(f"data.shards={self.shards!r} is set, but data.name={self.name!r} is not 'webdataset'")
+
+    def check_place(self) -> None:
+        """Raises ConfigError if the set is read from files and it isn't said where they are."""
+        if self.name in FROM_FOLDER and self.folder is None:
+            raise ConfigError(f"data.name={self.name!r} needs data.folder, {FROM_FOLDER[self.name]}")
+        if self.name == "webdataset" and self.shards is None:
             raise ConfigError(
-                f"data.shards={self.shards!r} is set, but data.name={self.name!r} is not 'webdataset'"
-                if self.shards is not None
-                else "data.name='webdataset' needs data.shards: a directory of tars, a glob, or a range in braces"
+                "data.name='webdataset' needs data.shards: a directory of tars, a glob, or a range in braces"
             )
 
     @property

@@ -30,6 +30,7 @@ def open_source(config: DataConfig) -> Source:
 
     Raises as `prepare`, and DataError for a split that isn't there and for tars that cannot be used.
     """
+    config.check_place()
     if config.name == "webdataset":
         return _open_tars(config, config.split)
     return _open_prepared(config, _prepare(config), config.split)
@@ -37,6 +38,7 @@ def open_source(config: DataConfig) -> Source:
 
 def open_splits(config: DataConfig) -> list[Source]:
     """Every split of the configured set, prepared on first use; `config.split` is not looked at."""
+    config.check_place()
     if config.name == "webdataset":
         return [_open_tars(config, split) for split in shards_by_split(config.shards or "")]
     builder = _prepare(config)
@@ -76,6 +78,7 @@ def _open_prepared(config: DataConfig, builder: tfds.core.DatasetBuilder, split:
 
 
 def _prepare(config: DataConfig) -> tfds.core.DatasetBuilder:
+    config.check_place()
     own = _own_builder(config)
     builder = own or catalog.find_builder(config.name, config.data_dir)
     if builder.data_path.exists():
