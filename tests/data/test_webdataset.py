@@ -325,4 +325,4 @@ def test_fields_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"data.name='webdataset' needs data.shards"):
         open_source(DataConfig(name="webdataset"))
     with pytest.raises(ConfigError, match=r"data.shards='a' is set, but data.name='avatars'"):
-        DataConfig(shards="a")
+        open_source(DataConfig(shards="a"))

@@ -57,15 +57,15 @@ class DataConfig:
             raise ConfigError(f"data.workers={self.workers}: must be 0 or more")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"data.max_bad_fraction={self.max_bad_fraction}: must lie in [0, 1]")
+
+    def check_place(self) -> None:
+        """Raises ConfigError if it isn't said where a set's files are, or said of a set that has none."""
         if self.folder is not None and self.name not in FROM_FOLDER:
             raise ConfigError(
                 f"data.folder={self.folder!r} is set, but data.name={self.name!r}, none of {', '.join(FROM_FOLDER)}"
             )
         if self.shards is not None and self.name != "webdataset":
             raise ConfigError(f"data.shards={self.shards!r} is set, but data.name={self.name!r} is not 'webdataset'")
-
-    def check_place(self) -> None:
-        """Raises ConfigError if the set is read from files and it isn't said where they are."""
         if self.name in FROM_FOLDER and self.folder is None:
             raise ConfigError(f"data.name={self.name!r} needs data.folder, {FROM_FOLDER[self.name]}")
         if self.name == "webdataset" and self.shards is None:
