@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import zigma_jax as zj
 from tests import programs
+from tests.random_model import random_model
+from tests.training.fake_autoencoder import PROGRAM
 from tests.training.test_evaluation import dataset_of, draws_of, make_model
 from tests.training.tiny import tiny_config
 from zigma_jax.data.sources import prepare
 from zigma_jax.networks import load_network
 from zigma_jax.training.evaluation import features_path, labels_as_in, measure, reference_features
+from zigma_jax.training.sample_directory import SampleDirectory
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.weights import save_weights
 
@@ -62,6 +66,27 @@ def test_a_model_on_8_devices(data_dir, tmp_path):
     assert results["test"]["metrics"]["KD-full-effnet"] < numbers["KD-full-effnet"]
 
 
+def test_latents_beside_what_their_autoencoder_makes_of_the_data(data_dir, tmp_path):
+    """Samples are decoded and compared with pictures; the column beside them is the floor, with its PSNR."""
+    model = random_model(zj.ZigMaConfig(sample_shape=(4, 4, 4), patch_size=2, hidden_size=8, depth=1, scan="zigzag2"))
+    save_weights(model, tmp_path / "model.safetensors")
+    (tmp_path / "fake.py").write_text(PROGRAM)
+    options = ["--dataset=avatars/tiny", f"--data_dir={data_dir}", "--batch=8", "--metrics=kd-full", "--num=12"]
+    options += [f"--source={tmp_path}/model.safetensors", "--method=euler", "--steps=3", "--autoencoder=fake"]
+    code, printed = programs.run(tmp_path / "fake.py", "zigma_jax.evaluate", *options, devices=2)
+    assert code == 0, printed
+    results = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert results["samples"]["metrics"].keys() == {"KD-full-effnet"}
+    floor = results["autoencoder"]
+    assert (floor["name"], floor["count"]) == ("fake", 12)
+    assert floor["metrics"]["KD-full-effnet"] < results["samples"]["metrics"]["KD-full-effnet"]
+    lines = printed.splitlines()
+    assert ["samples", "autoencoder"] in [line.split() for line in lines]
+    row = next(line for line in lines if line.startswith("PSNR"))
+    assert row.split() == ["PSNR", f"{floor['metrics']['PSNR']:.5g}"]
+    assert len(row) == len(next(line for line in lines if line.startswith("KD-full")))  # in its own column
+
+
 MISTAKES = """
 import sys
 from pathlib import Path
@@ -90,7 +115,16 @@ def test_mistakes(data_dir, tmp_path):
     save_weights(make_model(), tmp_path / "model.safetensors")
     np.savez(tmp_path / "other.npz", json=np.array(json.dumps(OTHER)), mu=np.zeros(3), sigma=np.eye(3))
     data = f"--dataset=avatars/tiny --data_dir={data_dir}"
+    for name, count in (("drawn", 4), ("unfinished", 3)):
+        with SampleDirectory(tmp_path / name, 4, {}, {"model": "toy"}, (8, 8, 3)) as directory:
+            directory.add(pixels[:count])
+            if count == 4:
+                directory.finish(None)
     expected = {
+        f"--source={tmp_path}/drawn {data}": "it went on to the work",
+        f"--source={tmp_path}/unfinished {data}": "holds 3 of 4 samples, drawing them was interrupted",
+        f"--source={tmp_path}/unfinished {data} --num=3": "it went on to the work",
+        f"--source={good} {data} --output={tmp_path}/other.npz": "other.npz is a file, where a directory",
         f"--source={good} {data}": "it went on to the work",
         "": "error: --source is missing",
         f"--source={tmp_path}/nowhere {data}": "nowhere: neither a directory of pictures nor an .npz",

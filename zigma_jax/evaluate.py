@@ -144,10 +144,12 @@ def evaluate(source: Path) -> None:
     if jax.process_index() > 0:
         return
     results = {name: {"count": s.count, **s.about, "metrics": tables[name]} for name, s in sets.items()}
+    if decoder and decoder.autoencoder:
+        network = {"name": decoder.autoencoder.name, "fingerprint": decoder.autoencoder.fingerprint}
+        results[RECONSTRUCTED] = network | results.get(RECONSTRUCTED, {})
     results |= {
         "reference": {"count": reference.count, **reference.source},
         "network": {"name": extractor.name, "sha256": extractor.fingerprint},
-        "autoencoder": _identity(decoder),
         "sample": dataclasses.asdict(run.sample) if run else None,
         "warnings": warned,
     }
@@ -245,11 +247,6 @@ def print_table(sets: Mapping[str, Pictures], tables: Mapping[str, Mapping[str, 
     for metric in dict.fromkeys(metric for table in tables.values() for metric in table):
         numbers = (tables[name].get(metric) for name in sets)
         print(f"{metric:24}" + "".join(f"{'':12}" if n is None else f"{n:12.5g}" for n in numbers))
-
-
-def _identity(decoder: Decoder | None) -> dict[str, str] | None:
-    network = decoder.autoencoder if decoder else None
-    return {"name": network.name, "fingerprint": network.fingerprint} if network else None
 
 
 def _words(about: Mapping[str, str]) -> str:
