@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant.objective import ModelFn, at_least_float32, evaluate
 
 ConditionalModelFn = Callable[[Array, Array, Array], Array]
@@ -43,15 +44,17 @@ def guide(
             default guides always.
 
     Raises:
-        ValueError: a scale that is not finite or beyond ±10,000, an interval that is empty or outside [0, 1], null
+        ConfigError: a scale that is not finite or beyond ±10,000, an interval that is empty or outside [0, 1], null
             that does not fit y.
     """
     check_guidance(scale, interval)
     y, null = jnp.asarray(y), jnp.asarray(null)
     try:
+        if jnp.issubdtype(y.dtype, jnp.integer) and jnp.issubdtype(null.dtype, jnp.integer):
+            y = y.astype(jnp.promote_types(y.dtype, null.dtype))  # class 256 is none of uint8
         null = jnp.broadcast_to(null.astype(y.dtype), y.shape)
     except ValueError as error:
-        raise ValueError(f"null has shape {null.shape}, which does not broadcast to y's, {y.shape}") from error
+        raise ConfigError(f"null has shape {null.shape}, which does not broadcast to y's, {y.shape}") from error
     lo, hi = interval
     always = lo <= 0 and hi >= 1  # whatever rounding does to the ends
 
@@ -76,11 +79,11 @@ def guide(
 
 
 def check_guidance(scale: float | int, interval: Sequence[float | int]) -> None:
-    """The rules of `guide`'s numbers; raises ValueError."""
+    """The rules of `guide`'s numbers; raises ConfigError."""
     if not math.isfinite(scale) or abs(scale) > _LARGEST:
-        raise ValueError(f"guidance scale = {scale!r} must be finite and at most {_LARGEST:,} in magnitude; 1 is none")
+        raise ConfigError(f"guidance scale = {scale!r} must be finite and at most {_LARGEST:,} in magnitude; 1 is none")
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-        raise ValueError(f"guidance interval = {tuple(interval)} must be (lo, hi) with 0 <= lo < hi <= 1")
+        raise ConfigError(f"guidance interval = {tuple(interval)} must be (lo, hi) with 0 <= lo < hi <= 1")
 
 
 def _interleave(a: Array, b: Array) -> Array:

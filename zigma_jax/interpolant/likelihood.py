@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant.draws import Keys, fold_in_each, per_sample_keys
 from zigma_jax.interpolant.objective import Floats, Interpolant, ModelFn, at_least_float32
 from zigma_jax.interpolant.ode import integrate, ode_times
@@ -35,10 +36,10 @@ def log_likelihood(
     one forward and `probes` backward passes of the model. key: one PRNG key, or one a sample (b,).
 
     Raises:
-        ValueError: as `sample_ode`; probes below 1.
+        ConfigError: as `sample_ode`; probes below 1.
     """
     if probes < 1:
-        raise ValueError(f"probes = {probes!r} must be at least 1")
+        raise ConfigError(f"probes = {probes!r} must be at least 1")
     times = ode_times(method, ip.interval("sample"), steps)
     dtype = jnp.asarray(x).dtype
     x = at_least_float32("x", x)

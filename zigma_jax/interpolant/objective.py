@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant.draws import Keys, fold_in_each, normal_like, per_sample_keys
 from zigma_jax.interpolant.path import PATHS, Coefficients
 
@@ -16,6 +17,7 @@ PREDICTIONS = ("velocity", "noise", "score")
 WEIGHTINGS = (None, "velocity", "likelihood")
 TIME_SAMPLINGS = ("uniform", "logit_normal")
 INTERVALS = ("train", "sample", "sde")
+_NEAREST = 1e-6  # to a singular end: float32 has 16 numbers between 1 - 1e-6 and 1
 
 ModelFn = Callable[[Array, Array], Array]
 """model_fn(x (b, ...), t (b,)) -> prediction (b, ...): a plain function; it may close over traced values."""
@@ -50,7 +52,8 @@ class Interpolant:
             and prediction have one (see `interval`). None: 1e-3, but 1e-5 for training on vp.
 
     Raises:
-        ValueError: a field has a value outside those above; eps is not in [0, 0.5).
+        ConfigError: a field has a value outside those above; eps is not in [0, 0.5); logit_mean is beyond ±100,
+            or logit_std not in (0, 100].
     """
 
     path: str = "linear"
@@ -67,12 +70,14 @@ class Interpolant:
         check_choice("prediction", self.prediction, PREDICTIONS)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("time_sampling", self.time_sampling, TIME_SAMPLINGS)
-        if not self.logit_std > 0:
-            raise ValueError(f"logit_std = {self.logit_std!r} must be positive")
+        if not abs(self.logit_mean) <= 100:
+            raise ConfigError(f"logit_mean = {self.logit_mean!r} must be in [-100, 100]")
+        if not 0 < self.logit_std <= 100:
+            raise ConfigError(f"logit_std = {self.logit_std!r} must be positive and at most 100")
         for name in ("train_eps", "sample_eps"):
             eps = getattr(self, name)
             if eps is not None and not 0 <= eps < 0.5:
-                raise ValueError(f"{name} = {eps!r} must lie in [0, 0.5)")
+                raise ConfigError(f"{name} = {eps!r} must lie in [0, 0.5)")
 
     # --- times ---
 
@@ -84,6 +89,9 @@ class Interpolant:
         Velocity on linear and gvp is regular on all of [0, 1]. Their noise and score predictions keep eps
         away from both ends; vp keeps eps away from t = 1. An SDE ("sde", with its `diffusion` form) stops at
         1 - last_step_size if that is not 0.
+
+        Raises ConfigError for "sample" and "sde" if nothing is left of the range, or if it comes so near to a
+        singular end that float32 cannot tell them apart.
 
         One difference from the original: there the SBDM diffusion of a velocity model starts at t = 0, where
         it is infinite; here at eps.
@@ -98,6 +106,21 @@ class Interpolant:
         t1 = 1.0 if regular else 1.0 - eps
         if use == "sde" and last_step_size != 0:
             t1 = 1.0 - last_step_size
+            if not t0 < t1 <= 1 - _NEAREST:
+                raise ConfigError(
+                    f"last_step_size = {last_step_size!r}: the last step would begin at {t1:g}, and this path, "
+                    f"prediction and diffusion begin at {t0:g}; it must be in [{_NEAREST:g}, {1 - t0:g})"
+                )
+        if use != "train" and not ((starts_at_0 or t0 >= _NEAREST) and (regular or t1 <= 1 - _NEAREST)):
+            size = (
+                f"sample_eps = {eps!r} and last_step_size = {last_step_size!r}"
+                if use == "sde"
+                else f"sample_eps = {eps!r}"
+            )
+            raise ConfigError(
+                f"{size}: path = {self.path!r} with prediction = {self.prediction!r} is infinite at an end of [0, 1]; "
+                f"samplers must stay at least {_NEAREST:g} away from it"
+            )
         return float(t0), float(t1)
 
     def coefficients(self, t: Float[Floats, "b"], ndim: int = 1) -> Coefficients:
@@ -220,6 +243,6 @@ def check_time(t: Floats, x: Floats) -> None:
 
 
 def check_choice(name: str, value: object, allowed) -> None:
-    """A ValueError that lists what is allowed."""
+    """A ConfigError that lists what is allowed, unless the value is one of them."""
     if value not in list(allowed):
-        raise ValueError(f"{name} = {value!r} is not one of: {', '.join(map(repr, allowed))}")
+        raise ConfigError(f"{name} = {value!r} is not one of: {', '.join(map(repr, allowed))}")

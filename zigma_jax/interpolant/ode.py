@@ -1,5 +1,6 @@
 """Sampling by the probability-flow ODE: fixed grids by `lax.scan`, adaptive steps by diffrax."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant.grid import Steps, time_points
 from zigma_jax.interpolant.objective import Floats, Interpolant, ModelFn, at_least_float32, check_choice
 
@@ -60,8 +62,8 @@ def sample_ode(
         (b, ...) samples at the end of the grid or interval, float32.
 
     Raises:
-        ValueError: unknown method; fewer than 2 steps, times that don't increase or leave the interval; times
-            or a shift for an adaptive method; tolerances that are not positive.
+        ConfigError: unknown method; fewer than 2 steps, times that don't increase or leave the interval; times
+            or a shift for an adaptive method; tolerances that are not positive and finite.
     """
     times = ode_times(method, ip.interval("sample"), steps, shift)
     dtype = jnp.asarray(z).dtype
@@ -78,10 +80,10 @@ def sample_ode(
 def ode_times(
     method: str, interval: tuple[float, float], steps: Steps, shift: float | int = 1.0
 ) -> Float[np.ndarray, " n"]:
-    """`time_points` for a method of `sample_ode`; of an adaptive one only the ends count. Raises ValueError."""
+    """`time_points` for a method of `sample_ode`; of an adaptive one only the ends count. Raises ConfigError."""
     check_choice("method", method, METHODS)
     if method in ADAPTIVE and (shift != 1 or not isinstance(steps, int)):
-        raise ValueError(
+        raise ConfigError(
             f"method = {method!r} chooses its own steps: shift must be 1 and steps a number, or the method one of: "
             f"{', '.join(map(repr, _FIXED))}"
         )
@@ -98,8 +100,8 @@ def integrate(
     rtol: float,
 ) -> PyTree[Float[Array, "b ..."]]:
     """y(times[-1]) of dy/dt = field(y, t) from y(times[0]) = y0, a pytree of float32 arrays (b, ...)."""
-    if not (atol > 0 and rtol > 0):
-        raise ValueError(f"atol = {atol!r} and rtol = {rtol!r} must be positive")
+    if not (0 < atol < math.inf and 0 < rtol < math.inf):
+        raise ConfigError(f"atol = {atol!r} and rtol = {rtol!r} must be positive and finite")
     if method in _FIXED:
         return _fixed_grid(_FIXED[method], field, y0, times)
     # diffrax is imported here, so that a model and its loss do without it

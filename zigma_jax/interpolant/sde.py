@@ -6,11 +6,14 @@
 for any diffusion w(t) >= 0. The forms of w are those of the original (`ICPlan.compute_diffusion`).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant.draws import Keys, fold_in_each, normal_like, per_sample_keys
 from zigma_jax.interpolant.grid import Steps, time_points
 from zigma_jax.interpolant.objective import Floats, Interpolant, ModelFn, at_least_float32, check_choice
@@ -60,9 +63,10 @@ def sample_sde(
         (b, ...) samples, float32.
 
     Raises:
-        ValueError: unknown method, diffusion or last_step; fewer than 2 steps, times that don't increase or
-            leave the interval; a last_step without 0 < last_step_size < 1; settings that would evaluate an
-            infinite term at t = 1.
+        ConfigError: unknown method, diffusion or last_step; fewer than 2 steps, times that don't increase or
+            leave the interval; a last_step without 0 < last_step_size < 1, or with one that leaves nothing of
+            the interval; a diffusion_norm that is negative or not finite; settings that would evaluate an
+            infinite term at t = 0 or t = 1.
     """
     check_choice("method", method, METHODS)
     check_choice("diffusion", diffusion, DIFFUSIONS)
@@ -70,15 +74,17 @@ def sample_sde(
     if last_step is None:
         last_step_size = 0.0
     elif not 0 < last_step_size < 1:
-        raise ValueError(f"last_step_size = {last_step_size!r} must lie in (0, 1) with a last_step")
+        raise ConfigError(f"last_step_size = {last_step_size!r} must lie in (0, 1) with a last_step")
+    if not 0 <= diffusion_norm < math.inf:
+        raise ConfigError(f"diffusion_norm = {diffusion_norm!r} must be finite and not negative")
     interval = ip.interval("sde", diffusion=diffusion, last_step_size=last_step_size)
     times = time_points(interval, steps, shift)
     if last_step is not None and times[-1] < interval[1] - 1e-6:
-        raise ValueError(
+        raise ConfigError(
             f"steps end at {times[-1]:g}: with a last_step they must end at 1 - last_step_size = {interval[1]:g}"
         )
     if times[-1] == 1 and method == "heun" and diffusion not in ("sigma", "sbdm"):
-        raise ValueError(
+        raise ConfigError(
             f"heun without a last_step evaluates w score at t = 1, infinite for diffusion = {diffusion!r}; "
             "use a last_step, or diffusion 'sigma' or 'sbdm'"
         )

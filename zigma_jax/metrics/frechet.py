@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from zigma_jax.errors import DataError
+
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
@@ -24,27 +26,32 @@ class Gaussian:
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|mean difference|² + tr(A + B − 2 (A B)^½), in the square of the features' unit.
+    """|mean difference|² + tr(A + B − 2 (A B)^½), in the square of the features' unit; zero for equal Gaussians.
 
-    (A B)^½ has the trace of (Hᵀ B H)^½ where A = H Hᵀ, which is symmetric: its eigenvalues are real and stable where
-    the covariances are singular.
+    With A = H Hᵀ and B = K Kᵀ, the trace of (A B)^½ is the sum of the singular values of Kᵀ H. The roots of the
+    eigenvalues of Hᵀ B H are the same numbers, but every one below 1e-8 of the largest would be lost in rounding:
+    the features of a network have a steep spectrum, and thousands of such values make up its end.
 
     Raises:
-        ValueError: the features differ in dimension.
+        DataError: the features differ in dimension, or a mean or covariance is not finite.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions are not of the same network")
-    values, vectors = np.linalg.eigh(a.covariance)
-    half = vectors * np.sqrt(_without_noise(values))
-    overlap = np.sqrt(_without_noise(np.linalg.eigvalsh(half.T @ b.covariance @ half))).sum()
-    distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
-    return float(distance)
+        raise DataError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions are not of the same network")
+    for gaussian in a, b:
+        if not (np.isfinite(gaussian.mean).all() and np.isfinite(gaussian.covariance).all()):
+            raise DataError("the mean and covariance of features must be finite")
+    half_a, half_b = _root(a.covariance), _root(b.covariance)
+    overlap = np.linalg.svd(half_b.T @ half_a, compute_uv=False).sum()
+    # The traces are those of the roots, so that what rounding takes from an overlap it takes from them too.
+    spread = np.square(half_a).sum() + np.square(half_b).sum() - 2 * overlap
+    return float(np.square(a.mean - b.mean).sum() + max(spread, 0.0))
 
 
-def _without_noise(eigenvalues: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """Zero for what float64 cannot tell from zero, in ascending eigenvalues that are not negative.
+def _root(covariance: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
+    """H with H Hᵀ = covariance, without what float64 cannot tell from zero.
 
-    The root taken of it next would make 1e-8 of 1e-16, once for every dimension the samples don't span.
+    A root would make 1e-8 of an eigenvalue of 1e-16, once for every dimension that the samples don't span.
     """
-    noise = len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues[-1]
-    return np.where(eigenvalues > max(noise, 0), eigenvalues, 0)
+    values, vectors = np.linalg.eigh(covariance)
+    noise = len(values) * np.finfo(np.float64).eps * values[-1]
+    return vectors * np.sqrt(np.where(values > max(noise, 0), values, 0))

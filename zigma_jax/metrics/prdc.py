@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from zigma_jax.metrics.pairwise import block_size, check_features, in_blocks, squared_distances
+from zigma_jax.errors import DataError
+from zigma_jax.metrics.pairwise import Blocks, block_size, check_features, in_blocks, squared_distances
 
 
 def prdc(
@@ -28,16 +29,16 @@ def prdc(
     out for density and coverage (as their authors count, so that the density of a set in itself is 1).
 
     Raises:
-        ValueError: not more than `k` or `density_k` samples; features of different dimensions, or not finite.
+        DataError: not more than `k` or `density_k` samples; features of different dimensions, or not finite.
     """
     check_features(generated=generated, reference=reference)
     if min(k, density_k) < 1:
-        raise ValueError(f"k = {k}, density_k = {density_k}: must be at least 1")
+        raise DataError(f"k = {k}, density_k = {density_k}: must be at least 1")
     for name, features, most in ("generated", generated, k), ("reference", reference, max(k, density_k)):
         if len(features) <= most:
-            raise ValueError(f"{name}: {len(features)} samples: must be more than the {most} neighbours")
+            raise DataError(f"{name}: {len(features)} samples: must be more than the {most} neighbours")
     # Distances don't change with the origin, but float32 keeps more of them near the mean.
-    mean = reference.mean(0, dtype=np.float64)
+    mean = reference.mean(0, dtype=np.float64)  # the features less it are float64, and in_blocks keeps their digits
     size = block_size(len(generated), len(reference))
     real, fake = in_blocks(reference - mean, size), in_blocks(generated - mean, size)
     n_real, n_fake = len(reference), len(generated)
@@ -55,9 +56,10 @@ def prdc(
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _nearest(blocks: Float[Array, "p s d"], count: int | Int[Array, ""], k: int) -> Float[Array, "p s {k}"]:
+def _nearest(blocks: Blocks, count: int | Int[Array, ""], k: int) -> Float[Array, "p s {k}"]:
     """Squared distances to the k nearest others of the first `count` rows, ascending."""
-    index = jnp.arange(blocks.shape[0] * blocks.shape[1]).reshape(blocks.shape[:2])
+    shape = blocks.rounded.shape[:2]
+    index = jnp.arange(shape[0] * shape[1]).reshape(shape)
 
     def of_rows(block):
         rows, row_index = block
@@ -68,15 +70,15 @@ def _nearest(blocks: Float[Array, "p s d"], count: int | Int[Array, ""], k: int)
             distances = jnp.where(other, squared_distances(rows, columns), jnp.inf)
             return -lax.top_k(-jnp.concatenate([nearest, distances], 1), k)[0], None
 
-        return lax.scan(fold, jnp.full((len(rows), k), jnp.inf), (blocks, index))[0]
+        return lax.scan(fold, jnp.full((shape[1], k), jnp.inf), (blocks, index))[0]
 
     return lax.map(of_rows, (blocks, index))
 
 
 @jax.jit
 def _compare(
-    real: Float[Array, "p s d"],
-    fake: Float[Array, "q s d"],
+    real: Blocks,
+    fake: Blocks,
     n_real: int | Int[Array, ""],
     n_fake: int | Int[Array, ""],
     real_radii: Float[Array, "p s"],
@@ -85,8 +87,12 @@ def _compare(
 ) -> tuple[Bool[Array, "q s"], Int[Array, "q s"], Bool[Array, "p s"], Bool[Array, "p s"]]:
     """Of each fake sample: whether a real ball holds it, and how many do; of each real one: whether a fake ball
     holds it, and whether its own ball holds a fake. Radii are squared."""
-    in_real = jnp.arange(real.shape[0] * real.shape[1]).reshape(real.shape[:2]) < n_real
-    in_fake = jnp.arange(fake.shape[0] * fake.shape[1]).reshape(fake.shape[:2]) < n_fake
+
+    def exist(blocks: Blocks, count: int | Int[Array, ""]) -> Bool[Array, "blocks s"]:
+        shape = blocks.rounded.shape[:2]
+        return jnp.arange(shape[0] * shape[1]).reshape(shape) < count
+
+    in_real, in_fake = exist(real, n_real), exist(fake, n_fake)
 
     def of_reals(fakes_so_far, block):
         rows, rows_exist, radii, wide_radii = block
@@ -94,14 +100,13 @@ def _compare(
         def of_fakes(reals_so_far, block):
             columns, columns_exist, their_radii = block
             recalled, covered = reals_so_far
-            exist = rows_exist[:, None] & columns_exist
-            distances = jnp.where(exist, squared_distances(rows, columns), jnp.inf)
+            distances = jnp.where(rows_exist[:, None] & columns_exist, squared_distances(rows, columns), jnp.inf)
             recalled |= (distances <= their_radii).any(1)
             covered |= (distances < wide_radii[:, None]).any(1)
             held = (distances <= radii[:, None]).any(0)
             return (recalled, covered), (held, (distances < wide_radii[:, None]).sum(0))
 
-        nothing = jnp.zeros(len(rows), bool)
+        nothing = jnp.zeros(rows_exist.shape, bool)
         reals, (held, holders) = lax.scan(of_fakes, (nothing, nothing), (fake, in_fake, fake_radii))
         return (fakes_so_far[0] | held, fakes_so_far[1] + holders), reals
 

@@ -112,7 +112,9 @@ class ZigMa(nnx.Module):
     def null_condition(
         self, y: Int[Array, " b"] | Float[Array, "b m context"]
     ) -> Int[Array, " b"] | Float[Array, "b m context"]:
-        """What stands for no condition, of y's shape and dtype: the null class, or for text embeddings zeros.
+        """What stands for no condition, of y's shape: the null class, or for text embeddings zeros.
+
+        Its dtype is y's, or int32 where y's cannot hold the null class: uint8 ends at 255, the last of 256 classes.
 
         It is what guidance takes the model away from, and what training has to put in place of y now and then.
 
@@ -128,7 +130,9 @@ class ZigMa(nnx.Module):
                 f"num_classes = {cfg.num_classes}, context_size = 0 (train with model.null_class = True, "
                 "train.label_dropout = 0.1)"
             )
-        return jnp.full_like(y, cfg.num_classes)
+        y = jnp.asarray(y)
+        fits = jnp.issubdtype(y.dtype, jnp.integer) and cfg.num_classes <= jnp.iinfo(y.dtype).max
+        return jnp.full(y.shape, cfg.num_classes, y.dtype if fits else jnp.int32)
 
     def _check(self, x, y):
         cfg = self.cfg

@@ -1,6 +1,7 @@
 """A run's configuration: typed sections, their defaults and their rules."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from zigma_jax.data.config import DataConfig, LatentConfig
@@ -15,6 +16,32 @@ def require(ok: bool, field: str, value: Any, rule: str) -> None:
     """Raises ConfigError naming field, value and rule unless `ok`."""
     if not ok:
         raise ConfigError(f"config.{field} = {value!r}: {rule}")
+
+
+def check_numbers(section: Any, name: str) -> None:
+    """Raises ConfigError for numbers of a section that the devices cannot hold: NaN, infinite, or too large.
+
+    Numbers are float32 and int32 there. Every section asks this first: a comparison with NaN is false, so that the
+    rules of single fields need not think of it.
+    """
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int):
+                require(-(2**31) <= number < 2**31, f"{name}.{field.name}", value, "must be below 2^31")
+            elif isinstance(number, float):
+                finite = math.isfinite(number) and abs(number) < 3.4e38
+                require(finite, f"{name}.{field.name}", value, "must be finite, as float32 too")
+
+
+def check_seed(seed: int, name: str) -> int:
+    """The seed, if a random stream of its own belongs to it: keys are made of its last 32 bits.
+
+    Raises ConfigError, naming the flag or field `name`, for any other: two seeds must never draw the same.
+    """
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"{name} = {seed}: must be in 0 … 2^32 - 1 = {2**32 - 1}")
+    return seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +72,8 @@ class TrainConfig:
     max_skipped: int = 10
 
     def __post_init__(self):
+        check_numbers(self, "train")
+        check_seed(self.seed, "config.train.seed")
         for name in ("steps", "batch_size", "accumulate", "fsdp", "cpu_devices", "max_skipped"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(
@@ -80,7 +109,13 @@ class OptimizerConfig:
     clip_norm: float = 2.0
 
     def __post_init__(self):
-        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive")
+        check_numbers(self, "optimizer")
+        rate = self.learning_rate
+        require(0 < rate <= 10, "optimizer.learning_rate", rate, "must be positive, and at most 10")
+        require(0 <= self.weight_decay <= 10, "optimizer.weight_decay", self.weight_decay, "must be in [0, 10]")
+        for name in ("b1", "b2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "must be in [0, 1)")
+        require(0 < self.eps <= 1, "optimizer.eps", self.eps, "must be positive, and at most 1")
         require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "must not be negative")
         require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "must be positive")
 
@@ -100,6 +135,7 @@ class CheckpointConfig:
     keep_every: int = 0
 
     def __post_init__(self):
+        check_numbers(self, "checkpoint")
         require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1")
         require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "must be at least 1")
         require(self.keep_every >= 0, "checkpoint.keep_every", self.keep_every, "must not be negative")
@@ -122,6 +158,7 @@ class LogConfig:
     wandb_project: str = ""
 
     def __post_init__(self):
+        check_numbers(self, "log")
         for name in ("every", "preview_every", "preview_count"):
             require(getattr(self, name) >= 1, f"log.{name}", getattr(self, name), "must be at least 1")
 
@@ -153,10 +190,14 @@ class SampleConfig:
     last_step_size: float = 0.04
 
     def __post_init__(self):
+        check_numbers(self, "sample")
         known = (*ode.METHODS, *(f"sde_{method}" for method in sde.METHODS))
         require(self.method in known, "sample.method", self.method, f"must be one of {', '.join(known)}")
-        require(self.atol > 0, "sample.atol", self.atol, "must be positive")
-        require(self.rtol > 0, "sample.rtol", self.rtol, "must be positive")
+        for name in ("atol", "rtol"):
+            value = getattr(self, name)
+            require(0 < value <= 1, f"sample.{name}", value, "must be positive, and at most 1")
+        norm = self.diffusion_norm
+        require(0 <= norm <= 1000, "sample.diffusion_norm", norm, "must be in [0, 1000]")
         diffusions = ", ".join(sde.DIFFUSIONS)
         require(self.diffusion in sde.DIFFUSIONS, "sample.diffusion", self.diffusion, f"must be one of {diffusions}")
         require(0 < self.last_step_size < 1, "sample.last_step_size", self.last_step_size, "must be in (0, 1)")
@@ -167,7 +208,7 @@ class SampleConfig:
             else:
                 ode.ode_times(self.method, (0.0, 1.0), self.steps, self.shift)
         except ValueError as error:
-            raise ValueError(f"config.sample.{error}") from None
+            raise ConfigError(f"config.sample.{error}") from None
 
     @property
     def sde_method(self) -> str:
@@ -176,7 +217,7 @@ class SampleConfig:
 
 
 def check_guided(model: ZigMaConfig, guidance: float) -> None:
-    """Raises ValueError for guidance of a model that does not know what no condition is."""
+    """Raises ConfigError for guidance of a model that does not know what no condition is."""
     require(
         guidance == 1 or model.null_class or model.context_size > 0,
         "sample.guidance",
@@ -209,6 +250,7 @@ class EvalConfig:
     weights: str | None = None
 
     def __post_init__(self):
+        check_numbers(self, "eval")
         require(self.every >= 0, "eval.every", self.every, "must not be negative; 0 is never")
         require(self.samples >= 2, "eval.samples", self.samples, "must be at least 2")
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
@@ -232,6 +274,8 @@ class RunConfig:
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):  # those of other rooms check their own rules, and not all of this one
+            check_numbers(getattr(self, field.name), field.name)
         require(
             self.model.context_size == 0,
             "model.context_size",
