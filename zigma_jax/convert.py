@@ -1,8 +1,10 @@
 """Turns weights from one form into another: `python -m zigma_jax.convert --source=A --target=B`.
 
---source   a workdir of zigma_jax.train, an official .pt, a .safetensors, or a directory of orbax parameters
---target   NAME.pt (official), NAME.safetensors, or a new directory: bare orbax parameters; with --config a
-           workdir at step 0, from which `zigma_jax.train` with that configuration goes on
+--source   a workdir of zigma_jax.train, an official PyTorch file or a safetensors file of any name, or a directory
+           of orbax parameters
+--target   NAME.pt (official; also .pth, .ckpt, .bin), NAME.safetensors, or a new directory: bare orbax parameters;
+           with --config a workdir at step 0, from which `zigma_jax.train` with that configuration goes on
+--config   also gives the architecture of a file that does not tell its own, such as a bare state dict
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ import jax
 from absl import app, flags
 
 from zigma_jax.data.pipeline import make_dataset
+from zigma_jax.errors import ConfigError
 from zigma_jax.models.zigma import ZigMa
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags
 from zigma_jax.training.array_store import check_same_model, flatten
@@ -20,7 +23,7 @@ from zigma_jax.training.config import RunConfig
 from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.state import make_optimizer, make_state
-from zigma_jax.training.weights import load_weights, params_of, save_weights
+from zigma_jax.training.weights import FILE_SUFFIXES, load_weights, params_of, save_weights
 
 _CONFIG = DEFINE_config()
 _SOURCE = flags.DEFINE_string("source", None, "What to read.")
@@ -32,13 +35,16 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest,
 def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _SOURCE.value is None or _TARGET.value is None:
-            raise ValueError("--source and --target are both needed")
+            raise ConfigError("--source and --target are both needed")
         source, target = Path(_SOURCE.value), Path(_TARGET.value)
-        model, _ = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value)
-        if _CONFIG.value is None:
+        config = None if _CONFIG.value is None else load_config(_CONFIG.value)
+        if target.exists():
+            raise ConfigError(f"{target} exists; choose another name")
+        model, _ = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value, config and config.model)
+        if config is None or target.suffix.lower() in FILE_SUFFIXES:
             save_weights(model, target)
         else:
-            save_workdir(model, load_config(_CONFIG.value), target)
+            save_workdir(model, config, target)
         print(f"{target}: {sum(a.size for a in jax.tree.leaves(params_of(model))):,} parameters of {source}")
 
 
@@ -46,10 +52,16 @@ def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
     """A workdir whose training starts from the model's weights, raw and averaged alike.
 
     Raises:
-        ValueError: the workdir exists. CheckpointError: the configuration's model is another.
+        ConfigError: the workdir exists, or the configuration's model visits or places tokens otherwise.
+        CheckpointError: its model has other parameters.
     """
     if workdir.exists():
-        raise ValueError(f"{workdir} exists; choose another name")
+        raise ConfigError(f"{workdir} exists; choose another name")
+    # Shapes cannot tell these apart, and with others the weights are worth nothing.
+    for field in ("sample_shape", "scan", "scan_seed", "pos_embed"):
+        ours, theirs = getattr(config.model, field), getattr(model.cfg, field)
+        if ours != theirs and not (field == "scan_seed" and "random" not in model.cfg.scan):
+            raise ConfigError(f"config.model.{field} = {ours!r}: the weights were trained with {theirs!r}")
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     _, init_state, abstract_state = make_state(config.model, optimizer, config.train.seed, make_mesh(config.train.fsdp))
     params = params_of(model)

@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from zigma_jax.interop.inert_pickle import Record, to_plain
+from zigma_jax.interop.inert_pickle import Record
+from zigma_jax.interop.plain_data import to_plain
 from zigma_jax.interop.torch_file import TorchFileError, UnsafeCheckpointError, read_torch, write_torch
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from zigma_jax.errors import DataError
 from zigma_jax.metrics import Gaussian, frechet_distance
 
 
@@ -37,6 +38,27 @@ def test_fewer_samples_than_dimensions():
     expected = np.square(x.mean(0) - y.mean(0)).sum() + np.square(x_centred).sum() + np.square(y_centred).sum()
     assert frechet_distance(a, b) == pytest.approx(expected - 2 * overlap, rel=1e-11)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12 * np.trace(a.covariance))
+
+
+def test_steep_spectra():
+    """Σ (√a − √b)² where the covariances commute: also what is 1e-14 of the largest eigenvalue counts."""
+    thin = gaussian([0, 0], np.diag([1, 2e-8]))
+    assert 0 <= frechet_distance(thin, thin) < 1e-15
+    assert frechet_distance(thin, gaussian([0, 0], np.diag([1, 0]))) == pytest.approx(2e-8, rel=1e-7)
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))
+    for exponent in (1.0, 2.0, 4.0, 6.0):
+        values = np.arange(1.0, 61) ** -exponent
+        covariance = rotation * values @ rotation.T
+        a, b = gaussian(np.zeros(60), covariance), gaussian(np.zeros(60), 1.01 * covariance)
+        expected = values.sum() * (np.sqrt(1.01) - 1) ** 2
+        assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+        assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
+        assert frechet_distance(a, a) < 1e-12 * values.sum()
+
+
+def test_not_finite():
+    with pytest.raises(DataError, match="finite"):
+        frechet_distance(gaussian([0, np.nan], np.eye(2)), gaussian([0, 0], np.eye(2)))
 
 
 def test_other_dimensions():

@@ -1,5 +1,6 @@
 """What distances over pairs of features must satisfy, whatever the blocks they are computed in."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,6 +50,24 @@ def test_prdc_of_features_far_from_the_origin():
     assert prdc(fake, real) == pytest.approx(prdc_float64(fake, real, 3, 5), rel=1e-12)
 
 
+@pytest.mark.parametrize("few", [4096, 3])  # close pairs one by one; 3: whole blocks
+def test_prdc_of_tight_groups_far_from_each_other(few, monkeypatch):
+    """|x|² + |y|² − 2 x · y in float32 has an error of 0.1 here, where distances are 0.004 to 0.05."""
+    monkeypatch.setattr(pairwise, "_FEW", few)
+    _nearest.clear_cache()
+    _compare.clear_cache()
+    steps = np.arange(6) / 100
+    real = np.concatenate([1000 + steps, -1000 - steps]).astype(np.float32)[:, None]
+    fake = real + np.float32(0.004)
+    assert prdc(fake, real) == pytest.approx(prdc_float64(fake, real, 3, 5), rel=1e-12)
+    assert prdc(fake, real)["density"] == pytest.approx(1.1)
+    groups = np.random.default_rng(0).normal(size=(4, 16)) * 300
+    real, fake = (groups[np.arange(n) % 4] + 1e-2 * cloud(n, 16) for n in (60, 70))
+    assert prdc(fake, real) == pytest.approx(prdc_float64(fake, real, 3, 5), rel=1e-12)
+    _nearest.clear_cache()
+    _compare.clear_cache()
+
+
 @pytest.mark.parametrize("block", [1024, 32])
 def test_a_set_in_itself(block, monkeypatch):
     monkeypatch.setattr(pairwise, "BLOCK", block)
@@ -86,6 +105,26 @@ def test_kernel_distance_of_close_sets(block, monkeypatch):
     assert unbiased_kernel_distance(x, y) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("offset", "spread"), [(3, 1), (30, 0.1), (1000, 0.01)])
+def test_kernel_distance_of_tight_groups_far_from_zero(offset, spread):
+    """The kernel is 10¹⁸ at the last, and the distance 10⁴ times smaller than its rounding in float32."""
+    x = (offset + spread * cloud(400)).astype(np.float32)
+    y = (offset + spread * (1 + cloud(300))).astype(np.float32)
+    exact = [unbiased_kernel_distance(x, y), kernel_longdouble(x, y)]
+    assert exact[0] == pytest.approx(exact[1], rel=1e-4)
+
+
+def kernel_longdouble(x, y):
+    """The definition in 80 bits, where float64 itself loses half of its digits."""
+
+    def k(a, b):
+        return (a.astype(np.longdouble) @ b.T.astype(np.longdouble) / a.shape[1] + 1) ** 3
+
+    n, m = len(x), len(y)
+    within = (k(x, x).sum() - np.trace(k(x, x))) / (n * (n - 1)) + (k(y, y).sum() - np.trace(k(y, y))) / (m * (m - 1))
+    return float(within - 2 * k(x, y).mean())
+
+
 def test_kernel_distance_is_about_zero_within_a_distribution():
     x, y = cloud(2000, 4), cloud(2001, 4)
     mean, std = kernel_distance(x, y, subsets=20, subset_size=200)
@@ -98,10 +137,11 @@ def test_memory_and_precision_of_pairs():
     """One block of pairs at a time, never pairs × dimensions; products in float32 on machines that round them."""
     d, n = 512, 40
     x, radii, count = np.ones((3, n, d), np.float32), np.ones((3, n), np.float32), 3 * n
+    blocks = pairwise.Blocks(jnp.asarray(x), jnp.asarray(x))
     for lowered in (
-        _nearest.lower(x, count, k=3),
-        _compare.lower(x, x, count, count, radii, radii, radii),
-        _block_sums.lower(x, x, 1.0),
+        _nearest.lower(blocks, count, k=3),
+        _compare.lower(blocks, blocks, count, count, radii, radii, radii),
+        _block_sums.lower(x, x, 1.0, 1.0),
     ):
         assert lowered.as_text().count("dot_general") == lowered.as_text().count("precision = [HIGHEST, HIGHEST]") > 0
         memory = lowered.compile().memory_analysis()

@@ -1,14 +1,19 @@
-"""A reader of pickles that cannot run anything: opcodes are interpreted here, and no name is ever imported.
+"""A reader of pickles that cannot run anything: no name in the file is ever imported.
 
-Python's own unpickler calls whatever a file names. This one knows only the opcodes of which data files
-consist. A global is a token that carries its dotted name and nothing else; calling a token looks the
-name up in a table that the caller gives, and a name outside the table is refused. Every object that
-comes out is a plain Python value, a `Record`, or what the caller's own functions returned.
+Python's own unpickler calls whatever a file names. `InertUnpickler` is its pure Python form with the opcodes that
+look something up or call it replaced: a global is a token that carries its dotted name and nothing else, and calling
+a token looks the name up in a table that the caller gives. A name outside the table gives a `Record`. So every object
+that comes out is a plain Python value, a token, a record, or what the caller's own functions returned.
+
+(The form in C would fill gigabytes with an index of its memo, or a length, that the file makes up.)
 """
 
+import _compat_pickle
+import io
 import mmap
-import pickletools
-import re
+import pickle
+import struct
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +26,7 @@ class TorchFileError(WeightsError):
 
 
 class UnsafeCheckpointError(TorchFileError):
-    """The pickle names a function, class or opcode that no checkpoint needs. Nothing was executed."""
+    """The pickle names a function that runs things, or does what no checkpoint needs. Nothing was executed."""
 
 
 class Global:
@@ -34,254 +39,225 @@ class Global:
 
 
 class Record:
-    """What remains of an object of a class that is not ours: the class's name, its arguments, its state."""
+    """What remains of an object of a class that is not ours.
 
-    __slots__ = ("args", "name", "state")
+    name: of its class, or of the function that was to make it. args: what it was to be made from. state: what was to
+    be set on it. items: what was to be appended to it. entries: what was to be stored in it, if it is a mapping.
+    """
+
+    __slots__ = ("args", "entries", "items", "name", "state")
 
     def __init__(self, name: str, args: tuple[Any, ...]):
         self.name, self.args = name, args
         self.state: Any = None
+        self.items: list[Any] = []
+        self.entries: dict[Any, Any] = {}
 
 
-_OMEGACONF_CONTAINERS = ("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig")
-_OMEGACONF_NODES = tuple(
-    f"omegaconf.nodes.{kind}Node"
-    for kind in (
-        "Any",
-        "String",
-        "Integer",
-        "Float",
-        "Boolean",
-        "Bytes",
-        "Path",
-        "Enum",
-        "InterpolationResult",
+# Modules of the standard library whose classes are data; a checkpoint needs no other.
+_DATA_MODULES = frozenset(
+    ("_codecs", "argparse", "array", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum")
+    + ("fractions", "functools", "ipaddress", "logging", "numbers", "operator", "pathlib", "random", "re", "time")
+    + ("types", "typing", "uuid", "zoneinfo")
+)
+_DATA_BUILTINS = frozenset(
+    ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long", "object", "range")
+    + ("set", "slice", "str", "tuple", "unicode")
+)
+# Outside of it: what runs, loads or compiles what it is given.
+_RUNNERS = (
+    "torch.hub.",
+    "torch.load",
+    "torch.jit.",
+    "torch.ops.",
+    "torch.utils.cpp_extension.",
+    "torch.serialization.load",
+)
+_RUNNERS += ("numpy.testing.", "numpy.load", "numpy.f2py.", "numpy.distutils.", "joblib.", "dill.", "cloudpickle.")
+_LIBRARY = sys.stdlib_module_names - _DATA_MODULES
+_NEVER_WITHIN = frozenset(
+    ("builtins", "importlib", "os", "pickle", "posix", "nt", "runpy", "shutil", "subprocess", "sys")
+)
+
+
+def _is_alarming(module: str, attribute: str) -> bool:
+    """Whether no data would name it. Nothing is imported in any case: whoever has the file shall know what it is."""
+    name = f"{module}.{attribute}"
+    if module == "builtins":
+        return attribute not in _DATA_BUILTINS
+    package, *within = name.split(".")
+    return (
+        package in _LIBRARY
+        or not _NEVER_WITHIN.isdisjoint(within)
+        or "__" in attribute
+        or (package in _DATA_MODULES and "." in attribute)
+        or name.startswith(_RUNNERS)
     )
-)
-# Published files hold their configuration as an OmegaConf tree or an argparse namespace: read as records.
-CONFIG_NAMES = (
-    *_OMEGACONF_CONTAINERS,
-    *_OMEGACONF_NODES,
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "argparse.Namespace",
-    "typing.Any",
-    *(f"builtins.{kind}" for kind in ("dict", "list", "tuple", "set", "str", "bytes", "int", "long", "float", "bool")),
-)
-
-_LITERALS = (
-    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-)
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
 def load(
     data: bytes | mmap.mmap,
     construct: Mapping[str, Callable[..., Any]],
-    inert: frozenset[str],
     persistent_load: Callable[[Any], Any],
 ) -> Any:
-    """Interpret a pickle (protocols 2 to 5, the subset that holds data); a mapped file is read on to the pickle's end.
+    """What a pickle holds (protocols 2 to 5, the opcodes that hold data); a mapped file is read to the pickle's end.
 
-    `construct` maps the names that may be called to our own functions. Names in `inert` may appear as values,
-    and calling one gives a `Record`. `persistent_load` turns a persistent id into an object.
+    `construct` maps the names that may be called to our own functions; calling any other name gives a `Record`.
+    `persistent_load` turns a persistent id into an object.
 
-    Raises UnsafeCheckpointError for any other name or opcode, TorchFileError for a malformed pickle.
+    Raises UnsafeCheckpointError for a name that only an attack would use, and for an opcode that no checkpoint needs,
+    TorchFileError for a malformed pickle.
     """
     try:
-        return _run(data, construct, inert, persistent_load)
+        return InertUnpickler(data, construct, persistent_load).load()
     except TorchFileError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        EOFError,
+        RecursionError,
+    ) as error:
+        raise TorchFileError(f"malformed pickle: {type(error).__name__}: {error}") from error
+    except (pickle.UnpicklingError, struct.error, MemoryError) as error:
         raise TorchFileError(f"malformed pickle: {type(error).__name__}: {error}") from error
 
 
-def _run(
-    data: bytes | mmap.mmap,
-    construct: Mapping[str, Callable[..., Any]],
-    inert: frozenset[str],
-    persistent_load: Callable[[Any], Any],
-) -> Any:
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
+class _Opcodes(dict[int, Callable[[Any], None]]):
+    def __missing__(self, code: int) -> Callable[[Any], None]:
+        raise UnsafeCheckpointError(
+            f"pickle opcode {bytes([code])!r} does not belong in a checkpoint; nothing was executed"
+        )
 
-    def pop(count: int) -> list[Any]:
-        if len(stack) - count < (marks[-1] if marks else 0):
-            raise TorchFileError("malformed pickle: the stack is empty")
-        values = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return values
 
-    def pop_to_mark() -> list[Any]:
-        start = marks.pop()
-        values = stack[start:]
-        del stack[start:]
-        return values
+class InertUnpickler(pickle._Unpickler):  # pyright: ignore
+    """See `load`."""
 
-    def name_of(module: str, attribute: str) -> Global:
-        # Protocol 2 spells modules as Python 2 did.
-        name = f"{'builtins' if module == '__builtin__' else module}.{attribute}"
-        if name not in construct and name not in inert:
+    def __init__(self, data: bytes | mmap.mmap, construct: Mapping[str, Callable[..., Any]], persistent_load: Callable):
+        super().__init__(io.BytesIO(data) if isinstance(data, bytes) else data, encoding="bytes")
+        self.construct, self.persistent_load = construct, persistent_load
+        self.left = 4 * len(data) + 4096
+
+    def find_class(self, module: str, name: str) -> Global:
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)  # protocol 2 spells it as Python 2 did
+        if f"{module}.{name}" not in self.construct and _is_alarming(module, name):
             raise UnsafeCheckpointError(
-                f"the pickle refers to {name!r}, which no checkpoint needs; nothing was executed"
+                f"the pickle refers to '{module}.{name}', which no checkpoint needs; nothing was executed"
             )
-        return Global(name)
+        return Global(f"{module}.{name}")
 
-    def call(function: Any, arguments: Any) -> Any:
+    def call(self, function: Any, arguments: Any, keywords: Any = None) -> None:
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise UnsafeCheckpointError(
                 f"the pickle calls a {type(function).__name__}, not a name; nothing was executed"
             )
-        if function.name in construct:
-            return construct[function.name](*arguments)
-        return Record(function.name, arguments)
+        if function.name in self.construct:
+            # One argument may be used again and again, and its copies must not fill the memory.
+            self.left -= sum(len(part) for part in arguments if isinstance(part, str | bytes | list | dict))
+            if self.left < 0:
+                raise TorchFileError("malformed pickle: it makes far more than it holds")
+            self.append(self.construct[function.name](*arguments))
+        else:
+            self.append(Record(function.name, (*arguments, keywords) if keywords else arguments))
 
-    arg: Any
-    for opcode, arg, _ in pickletools.genops(data):  # type: ignore[arg-type]
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                (value,) = pop(1)
-                return value
-            case name if name in _LITERALS:
-                stack.append(arg)
-            case name if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            case "MARK":
-                marks.append(len(stack))
-            case "TUPLE":
-                stack.append(tuple(pop_to_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(pop(int(opcode.name[-1]))))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "APPEND" | "APPENDS":
-                values = pop(1) if opcode.name == "APPEND" else pop_to_mark()
-                _expect(stack[-1], list).extend(values)
-            case "SETITEM" | "SETITEMS":
-                values = pop(2) if opcode.name == "SETITEM" else pop_to_mark()
-                _expect(stack[-1], dict).update(_pairs(values))
-            case "BINPUT" | "LONG_BINPUT":
-                memo[arg] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[arg])
-            case "GLOBAL":
-                module, _, attribute = arg.partition(" ")
-                stack.append(name_of(module, attribute))
-            case "STACK_GLOBAL":
-                module, attribute = pop(2)
-                stack.append(name_of(_expect(module, str), _expect(attribute, str)))
-            case "REDUCE" | "NEWOBJ":
-                function, arguments = pop(2)
-                stack.append(call(function, arguments))
-            case "BUILD":
-                (state,) = pop(1)
-                _set_state(stack[-1], state)
-            case "BINPERSID":
-                (key,) = pop(1)
-                stack.append(persistent_load(key))
-            case _:
-                what = opcode.name if arg is None else f"{opcode.name} {str(arg)[:80]!r}"
-                raise UnsafeCheckpointError(
-                    f"pickle opcode {what} does not belong in a checkpoint; nothing was executed"
-                )
-    raise TorchFileError("malformed pickle: it has no end")
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.call(function, arguments)
+
+    def load_newobj_ex(self) -> None:
+        keywords, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        self.call(function, arguments, keywords)
+
+    def load_inst(self) -> None:
+        module, name = (self.readline()[:-1].decode() for _ in range(2))
+        self.call(self.find_class(module, name), tuple(self.pop_mark()))
+
+    def load_obj(self) -> None:
+        function, *arguments = self.pop_mark()
+        self.call(function, tuple(arguments))
+
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Record):
+            target.state = state
+        elif isinstance(target, Global | dict | list | tuple) and not isinstance(target, OrderedDict):
+            raise UnsafeCheckpointError(f"the pickle sets the state of a {type(target).__name__}; nothing was executed")
+
+    def load_appends(self) -> None:
+        self._extend(self.pop_mark())
+
+    def load_append(self) -> None:
+        self._extend([self.stack.pop()])
+
+    def _extend(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        (target.items if isinstance(target, Record) else _expect(target, list)).extend(values)
+
+    def load_setitems(self) -> None:
+        self._store(self.pop_mark())
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._store([key, value])
+
+    def _store(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        entries = target.entries if isinstance(target, Record) else _expect(target, dict)
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            entries[check_key(key)] = value
+
+    def load_additems(self) -> None:
+        values, target = self.pop_mark(), self.stack[-1]
+        _expect(target, set).update(map(check_key, values))
+
+    def load_frozenset(self) -> None:
+        self.append(frozenset(map(check_key, self.pop_mark())))
+
+    def load_bytearray8(self) -> None:
+        self.append(self.read(int.from_bytes(self.read(8), "little")))  # the original makes room for it first
+
+    dispatch = _Opcodes(
+        {
+            code: function
+            for code, function in pickle._Unpickler.dispatch.items()  # pyright: ignore
+            if bytes([code]) not in (b"P", b"\x82", b"\x83", b"\x84", b"I", b"L", b"F", b"S", b"V", b"\x97", b"\x98")
+        }
+        | {
+            ord(pickle.REDUCE): load_reduce,
+            ord(pickle.NEWOBJ): load_reduce,
+            ord(pickle.NEWOBJ_EX): load_newobj_ex,
+            ord(pickle.INST): load_inst,
+            ord(pickle.OBJ): load_obj,
+            ord(pickle.BUILD): load_build,
+            ord(pickle.APPEND): load_append,
+            ord(pickle.APPENDS): load_appends,
+            ord(pickle.SETITEM): load_setitem,
+            ord(pickle.SETITEMS): load_setitems,
+            ord(pickle.ADDITEMS): load_additems,
+            ord(pickle.FROZENSET): load_frozenset,
+            ord(pickle.BYTEARRAY8): load_bytearray8,
+        }
+    )
+
+
+def check_key(key: Any) -> Any:
+    """A key of a dictionary or an element of a set; the hash of tuples within tuples can be made to take for ever."""
+    parts, seen = [key], 0
+    while parts:
+        part = parts.pop()
+        seen += 1
+        if isinstance(part, list | dict | set) or seen > 100:
+            raise TorchFileError(f"malformed pickle: a {type(part).__name__} as a dictionary key")
+        if isinstance(part, tuple | frozenset):
+            parts.extend(part)
+    return key
 
 
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TorchFileError(f"malformed pickle: expected a {kind.__name__}, found a {type(value).__name__}")
     return value
-
-
-def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
-    if len(values) % 2:
-        raise TorchFileError("malformed pickle: a key without a value")
-    pairs = list(zip(values[::2], values[1::2], strict=True))
-    for key, _ in pairs:
-        # Hashing a tuple of tuples of tuples … can be made to take for ever.
-        if not isinstance(key, str | int | float | None):
-            raise TorchFileError(f"malformed pickle: a {type(key).__name__} as a dictionary key")
-    return pairs
-
-
-def _set_state(target: Any, state: Any) -> None:
-    if isinstance(target, Record):
-        target.state = state
-    elif not isinstance(target, OrderedDict):  # a state dict's _metadata (layer versions) is of no use here
-        raise UnsafeCheckpointError(f"the pickle sets the state of a {type(target).__name__}; nothing was executed")
-
-
-def to_plain(value: Any, leaf: Callable[[Any], Any] = lambda value: value) -> Any:
-    """Dicts, lists, tuples and scalars from what `load` returned; `leaf` converts everything else.
-
-    OmegaConf trees and argparse namespaces become dicts. A value `${a.b}` that refers to a scalar is
-    replaced by it; other interpolations stay the text they are. A name becomes its dotted text. Shared
-    objects stay shared.
-
-    Raises TorchFileError for a structure that contains itself, or is nested deeper than 100.
-    """
-    return _plain(value, leaf, {}, 0)
-
-
-def _plain(value: Any, leaf: Callable[[Any], Any], done: dict[int, Any], depth: int) -> Any:
-    if value is None or isinstance(value, str | bytes | int | float):
-        return value
-    if id(value) in done:
-        return done[id(value)]
-    if depth > 100:
-        raise TorchFileError("the pickle is nested deeper than 100, or contains itself")
-
-    def convert(part: Any) -> Any:
-        return _plain(part, leaf, done, depth + 1)
-
-    if isinstance(value, dict):
-        result = type(value)((key, convert(part)) for key, part in value.items())
-    elif isinstance(value, list | tuple):
-        result = type(value)(convert(part) for part in value)
-    elif isinstance(value, Global):
-        result = value.name
-    elif isinstance(value, Record):
-        result = _plain_record(value, convert)
-    else:
-        result = leaf(value)
-    done[id(value)] = result
-    return result
-
-
-def _plain_record(record: Record, convert: Callable[[Any], Any]) -> Any:
-    state = record.state if isinstance(record.state, dict) else {}
-    if record.name in _OMEGACONF_CONTAINERS:
-        tree = convert(state.get("_content"))
-        return tree if state.get("_parent") is not None else _interpolate(tree, tree)
-    if record.name in _OMEGACONF_NODES:
-        return convert(state.get("_val"))
-    if record.name == "argparse.Namespace":
-        return convert(state)
-    raise TorchFileError(f"an object of class {record.name} cannot be turned into plain data")
-
-
-def _interpolate(tree: Any, root: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _interpolate(part, root) for key, part in tree.items()}
-    if isinstance(tree, list):
-        return [_interpolate(part, root) for part in tree]
-    value = tree
-    for _ in range(16):  # a value may refer to one that refers on; a circle ends here
-        match = re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", value) if isinstance(value, str) else None
-        if match is None:
-            return value
-        target = root
-        for key in match[1].split("."):
-            target = target[key] if isinstance(target, dict) and key in target else ...
-        if target is ... or isinstance(target, dict | list):
-            return value
-        value = target
-    return tree

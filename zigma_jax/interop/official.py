@@ -6,8 +6,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 
+from zigma_jax.errors import WeightsError
+from zigma_jax.interop.shapes import config_from_shapes
+from zigma_jax.interop.state_dict import find_arguments, find_state_dict
 from zigma_jax.interop.torch_file import read_torch, write_torch
 from zigma_jax.interop.weights import (
     check_shapes,
@@ -32,22 +36,28 @@ def load_official(
     *,
     weights: Literal["ema", "model"] = "ema",
     config: ZigMaConfig | None = None,
+    fallback: ZigMaConfig | None = None,
 ) -> ZigMa:
     """A `ZigMa` with the weights of an official checkpoint. Nothing in the file is executed.
 
     Args:
-        path: a .pt file: a training checkpoint (`model`, `ema`, `args`, …) or a bare state dict.
+        path: a PyTorch file of any name: a training checkpoint (`model`, `ema`, `args`, …), Lightning's, or a bare
+            state dict; prefixes such as `module.` and `_orig_mod.` are taken off, see `find_state_dict`.
         weights: which of a training checkpoint's two sets.
-        config: the architecture. None reads it from the file's `args.model.params`.
+        config: the architecture. None reads it from the file: its arguments (`args.model.params`), else the tensors'
+            shapes, where they leave nothing open.
+        fallback: the architecture of a file that does not tell it.
 
     Raises:
-        ValueError: not such a file; architecture in neither the file nor `config`; tensors missing, unexpected
+        WeightsError: not such a file; architecture in neither the file nor `config`; tensors missing, unexpected
             or mis-shaped (all listed by name); an unsafe pickle (see `torch_file`).
     """
     contents = read_torch(path)
-    tensors = _select_weights(contents, weights, path)
+    tensors = find_state_dict(contents, weights, os.fspath(path))
+    if other := [f"{name} ({_describe(value)})" for name, value in tensors.items() if not _is_numbers(value)]:
+        raise WeightsError(f"{path}: not tensors of floating-point numbers: {', '.join(other[:12])}")
     if config is None:
-        config = _config_from_file(contents, tensors, path)
+        config = _config_from_file(contents, tensors, path, fallback)
     if config.pos_embed == "per_layer":
         tensors = _with_per_layer_positions(tensors, config)
     expected = {entry.name: entry.official_shape for entry in _entries(config)}
@@ -55,7 +65,8 @@ def load_official(
 
     stacked: dict[str, Any] = {}
     for entry in _entries(config):
-        value = entry.convert.to_ours(np.asarray(tensors[entry.name], np.float32))
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused as such later
+            value = entry.convert.to_ours(np.asarray(tensors[entry.name], np.float32))
         if entry.layer is None:
             stacked[entry.path] = value
         else:
@@ -182,17 +193,12 @@ def _entries(cfg: ZigMaConfig) -> Iterator[_Entry]:
                 yield _Entry(name.format(layer=layer), official_shape, path, layer, convert)
 
 
-def _select_weights(contents: Any, weights: str, path) -> Mapping[str, np.ndarray]:
-    if weights not in ("ema", "model"):
-        raise ValueError(f"weights = {weights!r}: must be 'ema' or 'model'")
-    if isinstance(contents, Mapping) and isinstance(contents.get(weights), Mapping):
-        tensors = contents[weights]
-    elif isinstance(contents, Mapping) and "x_embedder.proj.weight" in contents:
-        tensors = contents
-    else:
-        keys = list(contents)[:10] if isinstance(contents, Mapping) else type(contents).__name__
-        raise ValueError(f"{path}: no official weights under {weights!r}; the file holds {keys}")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}  # DistributedDataParallel's
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and (value.dtype.kind == "f" or value.dtype == ml_dtypes.bfloat16)
+
+
+def _describe(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, np.ndarray) else getattr(value, "name", type(value).__name__)
 
 
 def _with_per_layer_positions(tensors, cfg: ZigMaConfig) -> dict[str, np.ndarray]:
@@ -201,42 +207,43 @@ def _with_per_layer_positions(tensors, cfg: ZigMaConfig) -> dict[str, np.ndarray
     return {f"pos_embed_list.{i}": zero for i in range(cfg.depth)} | dict(tensors)
 
 
-def _config_from_file(contents: Mapping, tensors: Mapping[str, np.ndarray], path) -> ZigMaConfig:
-    if "zigma_jax" in contents:
+def _config_from_file(
+    contents: Mapping, tensors: Mapping[str, np.ndarray], path, fallback: ZigMaConfig | None
+) -> ZigMaConfig:
+    if isinstance(contents.get("zigma_jax"), Mapping):
         return config_from_dict(contents["zigma_jax"]["config"], os.fspath(path))
-    try:
-        params = contents["args"]["model"]["params"]
-        missing = [key for key in ("in_channels", "embed_dim", "depth", "img_dim") if key not in params]
-        if missing:
-            raise KeyError(missing)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: the file says nothing usable of its architecture under args.model.params; "
-            "give it: load_official(path, config=ZigMaConfig(...))"
-        ) from error
+    params = find_arguments(contents, ("in_channels", "embed_dim", "depth", "img_dim"))
+    if params is None:
+        return fallback or config_from_shapes(tensors, os.fspath(path))
     frames = params.get("video_frames") or 0
     side = params["img_dim"]
-    num_classes = max(params.get("num_classes") or 0, 0)
     table = tensors.get("y_embedder.embedding_table.weight")
     ssm = params.get("ssm_cfg") or {}
-    return ZigMaConfig(
-        sample_shape=(*([frames] if frames else []), side, side, params["in_channels"]),
-        patch_size=params.get("patch_size", 1),
-        hidden_size=params["embed_dim"],
-        depth=params["depth"],
-        scan=_scan_from_official(params.get("scan_type", "v2"), path),
-        pos_embed=_POS_EMBED[params.get("use_pe", 0)],
-        temporal_pos_embed=bool(params.get("tpe", False)),
-        num_classes=0 if params.get("has_text") else num_classes,
-        null_class=table is not None and table.shape[0] == num_classes + 1,
-        context_size=params.get("d_context", 0) if params.get("has_text") else 0,
-        drop_path_rate=params.get("drop_path_rate", 0.1),
-        **{
-            ours: ssm[name]
-            for ours, name in (("state_size", "d_state"), ("conv_width", "d_conv"), ("expand", "expand"))
-            if name in ssm
-        },
-    )
+    try:
+        num_classes = max(params.get("num_classes") or 0, 0)
+        height, width = side if isinstance(side, list | tuple) else (side, side)
+        return ZigMaConfig(
+            sample_shape=(*([frames] if frames else []), height, width, params["in_channels"]),
+            patch_size=params.get("patch_size", 1),
+            hidden_size=params["embed_dim"],
+            depth=params["depth"],
+            scan=_scan_from_official(params.get("scan_type", "v2"), path),
+            pos_embed=_POS_EMBED[params.get("use_pe", 0)],
+            temporal_pos_embed=bool(params.get("tpe", False)),
+            num_classes=0 if params.get("has_text") else num_classes,
+            null_class=table is not None and table.shape[0] == num_classes + 1,
+            context_size=params.get("d_context", 0) if params.get("has_text") else 0,
+            drop_path_rate=params.get("drop_path_rate", 0.1),
+            **{
+                ours: ssm[name]
+                for ours, name in (("state_size", "d_state"), ("conv_width", "d_conv"), ("expand", "expand"))
+                if name in ssm
+            },
+        )
+    except WeightsError:
+        raise
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise WeightsError(f"{path}: the model's arguments in the file are no architecture: {error}") from error
 
 
 def _scan_from_official(scan_type: str, path) -> str:
@@ -245,14 +252,14 @@ def _scan_from_official(scan_type: str, path) -> str:
     if scan_type.startswith("zzvideo_"):
         return "video_" + scan_type.removeprefix("zzvideo_")
     if scan_type.startswith("randomN"):
-        raise ValueError(
+        raise WeightsError(
             f"{path}: scan_type {scan_type!r} was drawn when the model was built and is not in the file; "
             "give the architecture with the orders it was trained with, or another scan, as `config`"
         )
     for ours, official in _SCAN_PREFIXES.items():
         if scan_type.startswith(official):
             return ours + scan_type.removeprefix(official)
-    raise ValueError(f"{path}: scan_type {scan_type!r} is not one of v2, zigzagN<k>, hilbertN<k>, zzvideo_<letters>")
+    raise WeightsError(f"{path}: scan_type {scan_type!r} is not one of v2, zigzagN<k>, hilbertN<k>, zzvideo_<letters>")
 
 
 def _official_params(cfg: ZigMaConfig) -> dict[str, Any]:

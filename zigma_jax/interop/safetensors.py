@@ -10,6 +10,7 @@ import os
 import safetensors
 from safetensors.numpy import save_file
 
+from zigma_jax.errors import WeightsError
 from zigma_jax.interop.weights import config_from_dict, flat_parameters, model_from_parameters
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
@@ -23,15 +24,18 @@ def save_safetensors(model: ZigMa, path: str | os.PathLike) -> None:
     save_file(flat_parameters(model), path, metadata=metadata)
 
 
-def load_safetensors(path: str | os.PathLike, *, config: ZigMaConfig | None = None) -> ZigMa:
+def load_safetensors(
+    path: str | os.PathLike, *, config: ZigMaConfig | None = None, fallback: ZigMaConfig | None = None
+) -> ZigMa:
     """Reads what `save_safetensors` wrote.
 
     Args:
         path: the file.
         config: the architecture; None reads it from the file's header.
+        fallback: the architecture of a file whose header does not tell it.
 
     Raises:
-        ValueError: not a safetensors file, no configuration in either place, or tensors that are missing,
+        WeightsError: not a safetensors file, no configuration in either place, or tensors that are missing,
             unexpected or mis-shaped (all listed by name).
     """
     try:
@@ -39,9 +43,11 @@ def load_safetensors(path: str | os.PathLike, *, config: ZigMaConfig | None = No
             metadata = file.metadata() or {}
             parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+    if config is None and _CONFIG_KEY not in metadata:
+        config = fallback
     if config is None:
         if _CONFIG_KEY not in metadata:
-            raise ValueError(f"{path}: no {_CONFIG_KEY} in its header; give the architecture as `config`")
+            raise WeightsError(f"{path}: no {_CONFIG_KEY} in its header; give the architecture as `config`")
         config = config_from_dict(json.loads(metadata[_CONFIG_KEY]), os.fspath(path))
     return model_from_parameters(config, parameters, os.fspath(path))

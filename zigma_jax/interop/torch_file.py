@@ -17,9 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from zigma_jax.interop import inert_pickle
-from zigma_jax.interop.inert_pickle import TorchFileError, UnsafeCheckpointError, to_plain
+from zigma_jax.interop.file_kind import why_not_weights
+from zigma_jax.interop.inert_pickle import TorchFileError, UnsafeCheckpointError
+from zigma_jax.interop.plain_data import to_plain
 from zigma_jax.interop.torch_legacy import LegacyFile, is_legacy
-from zigma_jax.interop.torch_tensors import CONSTRUCT, INERT, Storage, storage_dtype, view
+from zigma_jax.interop.torch_tensors import CONSTRUCT, Storage, storage_dtype, view
 from zigma_jax.interop.torch_writer import write_torch
 
 __all__ = ["TorchFileError", "UnsafeCheckpointError", "read_torch", "write_torch"]
@@ -40,13 +42,16 @@ def read_torch(path: str | os.PathLike[str], keys: Collection[str] | None = None
         Dicts (OrderedDict where the file has one), lists, tuples, scalars, and arrays of the tensors'
         shapes and dtypes (bfloat16 as ml_dtypes.bfloat16), writable, in native byte order. Tensors that
         share a storage share memory. OmegaConf trees and argparse namespaces are plain dicts. Devices
-        and gradient flags are dropped.
+        and gradient flags are dropped. What is no plain data (objects of other classes, sparse and quantized
+        tensors) is an inert `Record` of its class's name and what it was made from.
 
     Raises:
         UnsafeCheckpointError: the pickle refers to anything but data. Nothing from the file is ever executed.
         TorchFileError: damaged, truncated, a tar archive (PyTorch before 0.1.10), or no PyTorch file.
         FileNotFoundError: no such file.
     """
+    if Path(path).is_dir():
+        raise TorchFileError(f"{os.fspath(path)}: a directory, not a file of weights")
     try:
         with Path(path).open("rb") as file:
             archive = LegacyFile(file) if is_legacy(file) else _Archive(file)
@@ -91,7 +96,7 @@ class _Archive:
         self.byteorder = self.read(order).tobytes().decode("ascii", "replace") if order in self.entries else "little"
         if self.byteorder not in ("little", "big"):
             raise TorchFileError(f"entry {order}: byte order {self.byteorder[:20]!r} is neither little nor big")
-        return inert_pickle.load(self.read(pickles[0]).tobytes(), CONSTRUCT, INERT, self.storage)
+        return inert_pickle.load(self.read(pickles[0]).tobytes(), CONSTRUCT, self.storage)
 
     def read(self, name: str) -> np.ndarray:
         """An entry's bytes, its checksum verified."""
@@ -147,4 +152,4 @@ def _why_not_zip(file: BinaryIO) -> str:
         return "truncated: a zip archive without its directory"
     if head[257:262] == b"ustar":
         return "the tar format from before PyTorch 0.1.10; load it with PyTorch, save it with a current torch.save"
-    return "not a file of torch.save (no zip archive)"
+    return why_not_weights(file)

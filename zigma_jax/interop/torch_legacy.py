@@ -6,24 +6,23 @@ Format: `_legacy_save` of torch/serialization.py.
 """
 
 import mmap
-import pickle
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from zigma_jax.interop import inert_pickle
+from zigma_jax.interop.file_kind import LEGACY_MAGIC
 from zigma_jax.interop.inert_pickle import TorchFileError
-from zigma_jax.interop.torch_tensors import CONSTRUCT, INERT, Storage, storage_dtype, view
+from zigma_jax.interop.torch_tensors import CONSTRUCT, Storage, storage_dtype, view
 
-_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 _VERSION = 1001
 
 
 def is_legacy(file: BinaryIO) -> bool:
     """Whether the file begins as this format does. The file is left at its beginning."""
-    head = file.read(len(_MAGIC))
+    head = file.read(len(LEGACY_MAGIC))
     file.seek(0)
-    return head == _MAGIC
+    return head == LEGACY_MAGIC
 
 
 class LegacyFile:
@@ -50,7 +49,7 @@ class LegacyFile:
         return root
 
     def unpickle(self) -> Any:
-        return inert_pickle.load(self.data, CONSTRUCT, INERT, self.storage)
+        return inert_pickle.load(self.data, CONSTRUCT, self.storage)
 
     def storage(self, key: Any) -> Storage:
         """A persistent id: ("storage", class, key, device, elements, no view of another storage)."""

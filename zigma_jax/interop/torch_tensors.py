@@ -1,7 +1,6 @@
 """What the pickle of a PyTorch file is made of: storages, and tensors that are views of them, all checked."""
 
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from zigma_jax.interop import inert_pickle
-from zigma_jax.interop.inert_pickle import Record, TorchFileError
+from zigma_jax.interop.inert_pickle import Global, Record, TorchFileError, check_key
+from zigma_jax.interop.plain_data import numpy_dtype
 from zigma_jax.interop.torch_writer import STORAGES
 
 # Dtypes without a storage class of their own are saved as bytes and named beside them.
@@ -21,24 +20,11 @@ _DTYPES = {
     "torch.uint64": np.dtype("u8"),
     "torch.float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "torch.float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "torch.float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "torch.float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "torch.float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
-_DTYPE_NAMES = frozenset(
-    f"torch.{name}"
-    for name in (
-        *("float64", "float32", "float16", "bfloat16", "complex64", "complex128"),
-        *("int64", "int32", "int16", "int8", "uint8", "bool"),
-    )
-)
-INERT = frozenset(
-    (
-        *inert_pickle.CONFIG_NAMES,
-        *(f"torch.{name}" for name in STORAGES),
-        "torch.storage.UntypedStorage",
-        *_DTYPES,
-        *_DTYPE_NAMES,
-        "numpy.dtype",
-    )
-)
+_MOST_REPEATED = 1 << 20  # elements of a tensor that repeats its numbers, as `expand` makes them
 _MOST = 1 << 48  # elements: no file is larger, and NumPy can count the bytes of an empty array
 
 
@@ -62,7 +48,9 @@ class Tensor:
 
 
 def view(tensor: Any, buffer: Callable[[Storage], np.ndarray]) -> np.ndarray:
-    """The tensor over its storage's bytes, which `buffer` provides."""
+    """The tensor over its storage's bytes, which `buffer` provides; a storage by itself is all of its numbers."""
+    if isinstance(tensor, Storage):
+        tensor = Tensor(tensor, 0, (tensor.size,), (1,))
     if not isinstance(tensor, Tensor):
         raise TorchFileError(f"a {type(tensor).__name__} outside a tensor")
     storage, size = tensor.storage, tensor.storage.dtype.itemsize
@@ -75,14 +63,9 @@ def view(tensor: Any, buffer: Callable[[Storage], np.ndarray]) -> np.ndarray:
     )
 
 
-def storage_dtype(kind: inert_pickle.Global) -> np.dtype[Any]:
-    """The numbers in a storage of the class that the file names."""
-    name = kind.name.removeprefix("torch.")
-    if name == "storage.UntypedStorage":
-        return np.dtype("u1")
-    if name not in STORAGES:
-        raise TorchFileError(f"{kind.name} is not a storage")
-    return STORAGES[name]
+def storage_dtype(kind: Global) -> np.dtype[Any]:
+    """The numbers in a storage of the class that the file names; bytes, if it is not a storage of numbers."""
+    return STORAGES.get(kind.name.removeprefix("torch.").removeprefix("cuda."), np.dtype("u1"))
 
 
 def _rebuild_tensor(
@@ -106,8 +89,8 @@ def _rebuild_tensor(
         raise TorchFileError(f"malformed pickle: a tensor's shape {shape} has 2^48 elements or more")
     count = math.prod(shape)
     end = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if count else 0
-    # A stride of 0 would make a large array of one number: no checkpoint has that.
-    if max(end, count) > storage.size:
+    # A stride of 0 makes any number of elements of one: no checkpoint has many of that.
+    if end > storage.size or count > max(storage.size, _MOST_REPEATED):
         what = f"a tensor at offset {offset} of shape {shape} with strides {stride}"
         raise TorchFileError(f"{what} does not fit entry data/{storage.key} of {storage.size} elements")
     return Tensor(storage, offset, shape, stride)
@@ -123,25 +106,50 @@ def _rebuild_tensor_v3(
     dtype: Any,
     metadata: Any = None,
 ) -> Tensor:
-    named = _DTYPES.get(dtype.name) if isinstance(dtype, inert_pickle.Global) else None
+    named = _DTYPES.get(dtype.name) if isinstance(dtype, Global) else None
+    if named is None and isinstance(dtype, Global):  # float4, int2 and the like: kept, and refused where it is needed
+        return Record("torch._utils._rebuild_tensor_v3", (storage, offset, shape, stride, dtype))
     if named is None or not isinstance(storage, Storage) or storage.size % named.itemsize:
         raise TorchFileError("malformed pickle: a tensor of unknown dtype")
     storage = Storage(storage.key, named, storage.size // named.itemsize)
     return _rebuild_tensor(storage, offset, shape, stride, requires_grad, hooks, metadata)
 
 
-def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
-    del requires_grad, hooks, state
+def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
-def _ordered_dict() -> OrderedDict[Any, Any]:
-    return OrderedDict()
+def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+    """A tensor of a subclass, or with attributes of its own: the tensor alone."""
+    del state
+    if isinstance(function, Global) and function.name in _REBUILD and isinstance(args, tuple):
+        return _REBUILD[function.name](*args)
+    return Record("torch._tensor._rebuild_from_type_v2", (function, kind, args))
 
 
-def _default_dict(factory: Any = None) -> dict[Any, Any]:
+def _ordered_dict(items: Any = ()) -> OrderedDict[Any, Any]:
+    """Python 2 gives a list of pairs."""
+    if isinstance(items, dict):
+        items = items.items()
+    return OrderedDict((check_key(key), value) for key, value in items)
+
+
+def _default_dict(factory: Any = None, items: Any = None) -> dict[Any, Any]:
     del factory
-    return {}
+    return dict(_ordered_dict(items or ()))
+
+
+def _counter(counts: Any = None) -> dict[Any, Any]:
+    return dict(_ordered_dict(counts or ()))
+
+
+def _list(items: Any = (), most: Any = None) -> list[Any]:
+    del most
+    return list(items) if isinstance(items, list | tuple) else []
+
+
+def _set(items: Any = ()) -> set[Any]:
+    return {check_key(item) for item in items}
 
 
 def _device(kind: str, index: int | None = None) -> str:
@@ -154,32 +162,46 @@ def _size(shape: Any = ()) -> tuple[Any, ...]:
     return tuple(shape)
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
+def _encode(text: Any, encoding: Any) -> Any:
     if encoding != "latin1" or not isinstance(text, str):
-        raise TorchFileError("malformed pickle: bytes in an unknown encoding")
+        return Record("_codecs.encode", (text, encoding))
     return text.encode("latin1")
 
 
-def _numpy_scalar(dtype: Any, data: Any) -> Any:
-    code = dtype.args[0] if isinstance(dtype, Record) and dtype.name == "numpy.dtype" and dtype.args else None
-    if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]", code) or not isinstance(data, bytes):
-        raise TorchFileError("malformed pickle: a NumPy scalar of unknown dtype")
-    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "<"
-    kind = np.dtype(code).newbyteorder(">" if order == ">" else "<")
+def _bytes(*args: Any) -> Any:
+    return args[0] if args and isinstance(args[0], bytes) else Record("builtins.bytearray", args) if args else b""
+
+
+def _numpy_scalar(dtype: Any, data: Any = None) -> Any:
+    kind = numpy_dtype(dtype)
+    if kind is None or not isinstance(data, bytes):
+        return Record("numpy._core.multiarray.scalar", (dtype, data))
     if len(data) != kind.itemsize:
-        raise TorchFileError(f"malformed pickle: a NumPy scalar {code} of {len(data)} bytes")
+        raise TorchFileError(f"malformed pickle: a NumPy scalar {kind} of {len(data)} bytes")
     return np.frombuffer(data, kind)[0].item()
 
 
-CONSTRUCT = {
+_REBUILD: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _rebuild_parameter,
+}
+# What may be called. Other names give records: sparse, quantized and nested tensors among them.
+CONSTRUCT: dict[str, Callable[..., Any]] = {
+    **_REBUILD,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
     "torch.Size": _size,
     "torch.device": _device,
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _default_dict,
+    "collections.Counter": _counter,
+    "collections.deque": _list,
+    "builtins.set": _set,
+    "builtins.frozenset": _set,
+    "builtins.bytearray": _bytes,
     "_codecs.encode": _encode,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,

@@ -9,15 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from zigma_jax.errors import WeightsError
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
 
 
 def config_from_dict(fields: Mapping[str, Any], source: str) -> ZigMaConfig:
-    """The configuration that a file holds as plain values. Raises ValueError for fields there are none of."""
+    """The configuration that a file holds as plain values. Raises WeightsError for fields there are none of."""
     if unknown := sorted(fields.keys() - {field.name for field in dataclasses.fields(ZigMaConfig)}):
-        raise ValueError(f"{source}: its configuration has unknown fields: {', '.join(unknown)}")
-    return ZigMaConfig(**{**fields, "sample_shape": tuple(fields["sample_shape"])})
+        raise WeightsError(f"{source}: its configuration has unknown fields: {', '.join(unknown)}")
+    try:
+        return ZigMaConfig(**{**fields, "sample_shape": tuple(fields["sample_shape"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{source}: its configuration is no architecture: {error}") from error
 
 
 def abstract_model(cfg: ZigMaConfig) -> ZigMa:
@@ -39,7 +43,7 @@ def model_from_parameters(cfg: ZigMaConfig, parameters: Mapping[str, np.ndarray]
     """A model with the given parameters.
 
     Raises:
-        ValueError: parameters are missing, unexpected or of another shape; all of them are listed by name.
+        WeightsError: parameters are missing, unexpected or of another shape; all of them are listed by name.
     """
     expected = {path: leaf.shape for path, leaf in parameter_shapes(cfg).items()}
     check_shapes(expected, {path: value.shape for path, value in parameters.items()}, source)
@@ -50,7 +54,7 @@ def model_from_parameters(cfg: ZigMaConfig, parameters: Mapping[str, np.ndarray]
 
 
 def check_shapes(expected: Mapping[str, tuple], found: Mapping[str, tuple], source: str):
-    """Raises ValueError listing what is missing, unexpected and mis-shaped."""
+    """Raises WeightsError listing what is missing, unexpected and mis-shaped."""
     problems = [f"  missing: {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
     problems += [f"  unexpected: {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
     problems += [
@@ -59,7 +63,7 @@ def check_shapes(expected: Mapping[str, tuple], found: Mapping[str, tuple], sour
         if tuple(expected[name]) != tuple(found[name])
     ]
     if problems:
-        raise ValueError(f"{source} does not fit the model ({len(problems)} tensors):\n" + "\n".join(problems))
+        raise WeightsError(f"{source} does not fit the model ({len(problems)} tensors):\n" + "\n".join(problems))
 
 
 def _flatten(state) -> dict:

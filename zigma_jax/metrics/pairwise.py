@@ -56,12 +56,11 @@ def squared_distances(x: Blocks, y: Blocks) -> Float[Array, "a b"]:
     def pairs(distances: Float[Array, "a b"]) -> Float[Array, "a b"]:
         i, j = jnp.nonzero(close, size=few, fill_value=0)
 
-        def change(distances: Float[Array, "a b"], pair: tuple[Array, Array]) -> tuple[Float[Array, "a b"], None]:
-            i, j = pair
-            exact = _of_differences(x.rounded[i] - y.rounded[j], x.rest[i] - y.rest[j])
-            return distances.at[i, j].set(jnp.where(close[i, j], exact, distances[i, j])), None
+        def pair(at: tuple[Array, Array]) -> Float[Array, ""]:
+            return _of_differences(x.rounded[at[0]] - y.rounded[at[1]], x.rest[at[0]] - y.rest[at[1]])
 
-        return lax.scan(change, distances, (i, j))[0]
+        exact = lax.map(pair, (i, j), batch_size=min(16, few))
+        return distances.at[i, j].set(jnp.where(close[i, j], exact, distances[i, j]))
 
     def block(_: Float[Array, "a b"]) -> Float[Array, "a b"]:
         def row(of_x: tuple[Array, Array]) -> Float[Array, " b"]:

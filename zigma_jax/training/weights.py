@@ -4,46 +4,73 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 from flax import nnx
 
+from zigma_jax.errors import ConfigError, WeightsError
 from zigma_jax.files import write_atomically
 from zigma_jax.interop import load_official, load_safetensors, save_official, save_safetensors
+from zigma_jax.interop.file_kind import file_kind
 from zigma_jax.interop.weights import abstract_model, config_from_dict
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
-from zigma_jax.training.array_store import load_params, save_params
+from zigma_jax.training.array_store import flatten, load_params, save_params
 from zigma_jax.training.best import best_step
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.parse_config import from_dict
 
+_TORCH, _SAFETENSORS = (".pt", ".pth", ".ckpt", ".bin"), ".safetensors"
+FILE_SUFFIXES = (*_TORCH, _SAFETENSORS)
+_OTHER = (
+    ".npz",
+    ".npy",
+    ".h5",
+    ".hdf5",
+    ".pkl",
+    ".pickle",
+    ".onnx",
+    ".msgpack",
+    ".gguf",
+    ".json",
+    ".zip",
+    ".tar",
+    ".gz",
+)
 
-def load_weights(source: Path, weights: str = "ema", checkpoint: str = "latest") -> tuple[ZigMa, RunConfig | None]:
+
+def load_weights(
+    source: Path, weights: str = "ema", checkpoint: str = "latest", architecture: ZigMaConfig | None = None
+) -> tuple[ZigMa, RunConfig | None]:
     """The model that `source` holds, and the configuration it was trained with if `source` is a workdir.
 
     Args:
-        source: a workdir of `zigma_jax.train`, an official .pt file, a .safetensors file, or a directory of bare
-            orbax parameters as `save_weights` writes it.
+        source: a workdir of `zigma_jax.train`, an official PyTorch file or a safetensors file of any name, or a
+            directory of bare orbax parameters as `save_weights` writes it.
         weights, checkpoint: as `load_workdir` has them; of other sources than workdirs there is one checkpoint.
+        architecture: of files that do not tell theirs.
 
     Raises:
-        ValueError: `source` is none of these. Otherwise as `load_workdir`.
+        WeightsError: `source` is none of these, or has weights that are NaN or infinite. Otherwise as `load_workdir`.
     """
     _check_weights(weights)
     if is_workdir(source):
         return load_workdir(source, weights, checkpoint)[:2]
     if checkpoint != "latest":
-        raise ValueError(f"checkpoint = {checkpoint!r}: {source} is no workdir of zigma_jax.train, and has only one")
-    if source.suffix == ".pt":
-        return load_official(source, weights="ema" if weights == "ema" else "model"), None
-    if source.suffix == ".safetensors":
-        return load_safetensors(source), None
+        raise ConfigError(f"checkpoint = {checkpoint!r}: {source} is no workdir of zigma_jax.train, and has only one")
     if (source / "params").is_dir():
-        cfg = config_from_dict(json.loads((source / "config.json").read_text()), str(source))
-        return _with_params(cfg, load_params(source / "params", _abstract_params(cfg))), None
-    raise ValueError(
-        f"{source}: no workdir with checkpoints, no .pt, no .safetensors and no directory of orbax parameters"
-    )
+        cfg = _stored_config(source, architecture)
+        return _with_params(cfg, load_params(source / "params", _abstract_params(cfg)), source), None
+    if source.is_dir():
+        raise WeightsError(
+            f"{source}: a directory without checkpoints/ of a run and without orbax parameters (params/)"
+        )
+    if file_kind(source) == "safetensors":
+        model = load_safetensors(source, fallback=architecture)
+    else:
+        model = load_official(source, weights="ema" if weights == "ema" else "model", fallback=architecture)
+    _check_finite(params_of(model), source)
+    return model, None
 
 
 def load_workdir(workdir: Path, weights: str = "ema", checkpoint: str = "latest") -> tuple[ZigMa, RunConfig, int]:
@@ -55,17 +82,18 @@ def load_workdir(workdir: Path, weights: str = "ema", checkpoint: str = "latest"
         checkpoint: "latest", the newest sound one; "best", as evaluations during training found; or a step.
 
     Raises:
-        ValueError: no such weights, or no best checkpoint. CheckpointError: no sound checkpoint.
+        ConfigError: no such weights, or no best checkpoint. WeightsError: weights that are NaN or infinite.
+        CheckpointError: no sound checkpoint.
     """
     _check_weights(weights)
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
-        raise ValueError(f"checkpoint = {checkpoint!r}: must be 'latest', 'best' or a step")
+        raise ConfigError(f"checkpoint = {checkpoint!r}: must be 'latest', 'best' or a step")
     wanted = None if checkpoint == "latest" else best_step(workdir) if checkpoint == "best" else int(checkpoint)
     with Checkpointer(workdir / "checkpoints") as checkpoints:
         config = from_dict(checkpoints.read_extra()["config"])
         name = "ema" if weights == "ema" else "params"
         state, _, step = checkpoints.restore({name: _abstract_params(config.model)}, wanted, partial=True)
-    return _with_params(config.model, state[name]), config, step
+    return _with_params(config.model, state[name], workdir), config, step
 
 
 def is_workdir(source: Path) -> bool:
@@ -74,24 +102,34 @@ def is_workdir(source: Path) -> bool:
 
 
 def is_model(source: Path) -> bool:
-    """Whether `source` is named, or laid out, as what `load_weights` loads."""
-    return is_workdir(source) or source.suffix in (".pt", ".safetensors") or (source / "params").is_dir()
+    """Whether `source` is laid out, filled or named as what `load_weights` loads."""
+    if is_workdir(source) or (source / "params").is_dir() or source.suffix.lower() in FILE_SUFFIXES:
+        return True
+    try:
+        return source.is_file() and bool(file_kind(source))
+    except WeightsError:
+        return False
 
 
 def save_weights(model: ZigMa, target: Path) -> None:
-    """Writes an official .pt, a .safetensors, or, for any other name, a directory of bare orbax parameters.
+    """Writes an official PyTorch file (.pt, .pth, .ckpt, .bin), a .safetensors, or a directory of orbax parameters.
 
-    The directory holds `params`, which orbax alone can read, and `config.json`, the model's configuration.
+    Upper and lower case of the suffix are the same. The directory holds `params`, which orbax alone can read, and
+    `config.json`, the model's configuration.
 
     Raises:
-        ValueError: `target` exists.
+        ConfigError: `target` exists, or is named as a file of another kind.
     """
     if target.exists():
-        raise ValueError(f"{target} exists; choose another name")
+        raise ConfigError(f"{target} exists; choose another name")
+    if target.suffix.lower() in _OTHER:
+        raise ConfigError(
+            f"{target}: weights are written as {', '.join(FILE_SUFFIXES)} or a directory, not as {target.suffix}"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".pt":
+    if target.suffix.lower() in _TORCH:
         save_official(model, target)
-    elif target.suffix == ".safetensors":
+    elif target.suffix.lower() == _SAFETENSORS:
         save_safetensors(model, target)
     else:
         save_params(target / "params", params_of(model))
@@ -105,12 +143,40 @@ def params_of(model: ZigMa) -> dict:
 
 def _check_weights(weights: str) -> None:
     if weights not in ("ema", "raw"):
-        raise ValueError(f"weights = {weights!r}: must be 'ema' or 'raw'")
+        raise ConfigError(f"weights = {weights!r}: must be 'ema' or 'raw'")
 
 
 def _abstract_params(cfg: ZigMaConfig) -> dict:
     return params_of(abstract_model(cfg))
 
 
-def _with_params(cfg: ZigMaConfig, params: dict) -> ZigMa:
+def _with_params(cfg: ZigMaConfig, params: dict, source: Path) -> ZigMa:
+    _check_finite(params, source)
     return nnx.merge(nnx.graphdef(abstract_model(cfg)), params)
+
+
+def _stored_config(source: Path, architecture: ZigMaConfig | None) -> ZigMaConfig:
+    """Of a directory of orbax parameters."""
+    path = source / "config.json"
+    try:
+        return config_from_dict(json.loads(path.read_text()), str(path))
+    except FileNotFoundError:
+        if architecture is None:
+            raise WeightsError(f"{path} is missing: nothing tells the architecture of {source}/params") from None
+        return architecture
+    except (ValueError, AttributeError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: not the configuration of a model: {error}") from error
+
+
+def _check_finite(params: dict, source: Path) -> None:
+    """Raises WeightsError naming the tensors that hold NaN or infinity: what they draw is black, or noise."""
+    wrong = []
+    for name, values in flatten(params).items():
+        bad = values.size - int(jnp.isfinite(values).sum())
+        if bad:
+            wrong.append(f"{name} ({bad} of {values.size})")
+    if wrong:
+        more = f" and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+        raise WeightsError(f"{source}: weights are NaN or infinite in {', '.join(wrong[:12])}{more}")
