@@ -13,12 +13,12 @@ import io
 import mmap
 import pickle
 import struct
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from zigma_jax.errors import WeightsError
+from zigma_jax.interop.alarming import is_alarming
 
 
 class TorchFileError(WeightsError):
@@ -52,47 +52,6 @@ class Record:
         self.state: Any = None
         self.items: list[Any] = []
         self.entries: dict[Any, Any] = {}
-
-
-# Modules of the standard library whose classes are data; a checkpoint needs no other.
-_DATA_MODULES = frozenset(
-    ("_codecs", "argparse", "array", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum")
-    + ("fractions", "functools", "ipaddress", "logging", "numbers", "operator", "pathlib", "random", "re", "time")
-    + ("types", "typing", "uuid", "zoneinfo")
-)
-_DATA_BUILTINS = frozenset(
-    ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long", "object", "range")
-    + ("set", "slice", "str", "tuple", "unicode")
-)
-# Outside of it: what runs, loads or compiles what it is given.
-_RUNNERS = (
-    "torch.hub.",
-    "torch.load",
-    "torch.jit.",
-    "torch.ops.",
-    "torch.utils.cpp_extension.",
-    "torch.serialization.load",
-)
-_RUNNERS += ("numpy.testing.", "numpy.load", "numpy.f2py.", "numpy.distutils.", "joblib.", "dill.", "cloudpickle.")
-_LIBRARY = sys.stdlib_module_names - _DATA_MODULES
-_NEVER_WITHIN = frozenset(
-    ("builtins", "importlib", "os", "pickle", "posix", "nt", "runpy", "shutil", "subprocess", "sys")
-)
-
-
-def _is_alarming(module: str, attribute: str) -> bool:
-    """Whether no data would name it. Nothing is imported in any case: whoever has the file shall know what it is."""
-    name = f"{module}.{attribute}"
-    if module == "builtins":
-        return attribute not in _DATA_BUILTINS
-    package, *within = name.split(".")
-    return (
-        package in _LIBRARY
-        or not _NEVER_WITHIN.isdisjoint(within)
-        or "__" in attribute
-        or (package in _DATA_MODULES and "." in attribute)
-        or name.startswith(_RUNNERS)
-    )
 
 
 def load(
@@ -134,7 +93,10 @@ class _Opcodes(dict[int, Callable[[Any], None]]):
         )
 
 
-class InertUnpickler(pickle._Unpickler):  # pyright: ignore
+_PurePython: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class InertUnpickler(_PurePython):
     """See `load`."""
 
     def __init__(self, data: bytes | mmap.mmap, construct: Mapping[str, Callable[..., Any]], persistent_load: Callable):
@@ -144,7 +106,7 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore
 
     def find_class(self, module: str, name: str) -> Global:
         module = _compat_pickle.IMPORT_MAPPING.get(module, module)  # protocol 2 spells it as Python 2 did
-        if f"{module}.{name}" not in self.construct and _is_alarming(module, name):
+        if f"{module}.{name}" not in self.construct and is_alarming(module, name):
             raise UnsafeCheckpointError(
                 f"the pickle refers to '{module}.{name}', which no checkpoint needs; nothing was executed"
             )
@@ -223,7 +185,7 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore
     dispatch = _Opcodes(
         {
             code: function
-            for code, function in pickle._Unpickler.dispatch.items()  # pyright: ignore
+            for code, function in _PurePython.dispatch.items()
             if bytes([code]) not in (b"P", b"\x82", b"\x83", b"\x84", b"I", b"L", b"F", b"S", b"V", b"\x97", b"\x98")
         }
         | {

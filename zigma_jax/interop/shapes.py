@@ -30,9 +30,9 @@ def config_from_shapes(tensors: Mapping[str, np.ndarray], path: str) -> ZigMaCon
     if open_:
         told = ", ".join(f"{name}={value!r}" for name, value in known.items())
         raise WeightsError(
-            f"{path}: the file says nothing usable of its architecture under args.model.params. Its tensors tell {told}, "
-            f"but not "
-            f"{' and '.join(open_)}; give it whole: load_official(path, config=ZigMaConfig(...)), or --config"
+            f"{path}: the file says nothing usable of its architecture under args.model.params. Its tensors tell "
+            f"{told}, but not {' and '.join(open_)}; "
+            "give it whole: load_official(path, config=ZigMaConfig(...)), or --config"
         )
     return ZigMaConfig(**known)
 

@@ -24,6 +24,7 @@ _DTYPES = {
     "torch.float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
     "torch.float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
+_QUANTIZED = {"QInt8Storage": np.dtype("i1"), "QInt32Storage": np.dtype("i4")}
 _MOST_REPEATED = 1 << 20  # elements of a tensor that repeats its numbers, as `expand` makes them
 _MOST = 1 << 48  # elements: no file is larger, and NumPy can count the bytes of an empty array
 
@@ -65,7 +66,8 @@ def view(tensor: Any, buffer: Callable[[Storage], np.ndarray]) -> np.ndarray:
 
 def storage_dtype(kind: Global) -> np.dtype[Any]:
     """The numbers in a storage of the class that the file names; bytes, if it is not a storage of numbers."""
-    return STORAGES.get(kind.name.removeprefix("torch.").removeprefix("cuda."), np.dtype("u1"))
+    name = kind.name.removeprefix("torch.").removeprefix("cuda.")
+    return STORAGES.get(name, _QUANTIZED.get(name, np.dtype("u1")))
 
 
 def _rebuild_tensor(
@@ -76,9 +78,11 @@ def _rebuild_tensor(
     requires_grad: Any = False,
     hooks: Any = None,
     metadata: Any = None,
-) -> Tensor:
+) -> Tensor | Record:
     """A view of a storage, its bounds checked before anything is read."""
-    del requires_grad, hooks, metadata
+    del requires_grad, hooks
+    if isinstance(metadata, dict) and any(metadata.values()):  # its numbers are to be conjugated or negated
+        return Record(f"a tensor with {metadata}", (storage, offset, shape, stride))
     if not isinstance(storage, Storage):
         raise TorchFileError("malformed pickle: a tensor without a storage")
     if not (isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= 64):
@@ -105,7 +109,7 @@ def _rebuild_tensor_v3(
     hooks: Any,
     dtype: Any,
     metadata: Any = None,
-) -> Tensor:
+) -> Tensor | Record:
     named = _DTYPES.get(dtype.name) if isinstance(dtype, Global) else None
     if named is None and isinstance(dtype, Global):  # float4, int2 and the like: kept, and refused where it is needed
         return Record("torch._utils._rebuild_tensor_v3", (storage, offset, shape, stride, dtype))
@@ -146,6 +150,11 @@ def _counter(counts: Any = None) -> dict[Any, Any]:
 def _list(items: Any = (), most: Any = None) -> list[Any]:
     del most
     return list(items) if isinstance(items, list | tuple) else []
+
+
+def _complex(real: Any = 0.0, imaginary: Any = 0.0) -> Any:
+    numbers = isinstance(real, int | float) and isinstance(imaginary, int | float)
+    return complex(real, imaginary) if numbers else Record("builtins.complex", (real, imaginary))
 
 
 def _set(items: Any = ()) -> set[Any]:
@@ -199,6 +208,7 @@ CONSTRUCT: dict[str, Callable[..., Any]] = {
     "collections.defaultdict": _default_dict,
     "collections.Counter": _counter,
     "collections.deque": _list,
+    "builtins.complex": _complex,
     "builtins.set": _set,
     "builtins.frozenset": _set,
     "builtins.bytearray": _bytes,
