@@ -125,3 +125,21 @@ def test_the_doubled_batch_stays_on_its_device():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         guide(model_fn, Y, **({"null": NULL} | arguments))
+
+
+@pytest.mark.parametrize("scale", [1e38, -1e38, float("nan"), float("inf")])
+def test_scales_that_no_sample_survives_are_refused(scale):
+    with pytest.raises(ValueError, match="guidance scale"):
+        guide(model_fn, Y, NULL, scale)
+
+
+def test_the_null_class_does_not_wrap():
+    """256 is no uint8: it would be class 0."""
+    seen = []
+
+    def spy(x, t, y):
+        seen.append(np.asarray(y))
+        return x
+
+    guide(spy, np.full(2, 255, np.uint8), 256, 2.0)(jnp.ones((2, 3)), jnp.full(2, 0.5))
+    np.testing.assert_array_equal(seen[0], [255, 256, 255, 256])

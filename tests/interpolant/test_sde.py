@@ -159,3 +159,26 @@ def test_noise_belongs_to_the_sample():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_sde(Interpolant(), model_fn, jnp.zeros((2, 3)), jax.random.key(0), **arguments)
+
+
+@pytest.mark.parametrize("prediction", ["noise", "score"])
+@pytest.mark.parametrize("size", [0.9995, 0.999, 1e-9])
+def test_a_last_step_that_leaves_no_interval_is_refused(prediction, size):
+    """It would run time backwards, or divide by a sigma of zero."""
+    with pytest.raises(ValueError, match=r"last_step_size = .*it must be in \[1e-06, 0.999\)"):
+        sample_sde(
+            Interpolant(prediction=prediction), model_fn, jnp.zeros((2, 3)), jax.random.key(0), last_step_size=size
+        )
+
+
+@pytest.mark.parametrize("norm", [-1.0, float("nan"), float("inf")])
+def test_diffusion_norm_is_finite(norm):
+    with pytest.raises(ValueError, match="diffusion_norm"):
+        sample_sde(Interpolant(), model_fn, jnp.zeros((2, 3)), jax.random.key(0), diffusion_norm=norm)
+
+
+def test_samplers_stay_away_from_singular_ends():
+    for ip in (Interpolant(prediction="noise", sample_eps=0.0), Interpolant("vp", sample_eps=1e-9)):
+        with pytest.raises(ValueError, match="sample_eps = .*infinite at an end"):
+            ip.interval("sample")
+    assert Interpolant(sample_eps=0.0).interval("sample") == (0.0, 1.0)

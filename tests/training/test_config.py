@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -171,3 +172,34 @@ def test_help_lists_every_field_with_its_meaning():
             entry = text.partition(f"--config.{section.name}.{field.name}  ")[2].splitlines()
             assert "by default" in entry[0]
             assert len(entry[1].strip()) > 5, f"{section.name}.{field.name} has no line in its docstring"
+
+
+# Numbers that are sensible although they are -1, or as large as 1e38.
+ALLOWED = {("interpolant", "logit_mean", -1), ("sample", "guidance", -1), ("optimizer", "clip_norm", 1e38)}
+
+
+def number_fields():
+    for section, fields in to_dict(tiny_config("somewhere")).items():
+        for name, value in fields.items():
+            if isinstance(value, float) or (type(value) is int and section != "model" and name != "image_size"):
+                yield section, name, type(value)
+
+
+@pytest.mark.parametrize(("section", "field", "kind"), list(number_fields()))
+def test_every_number_has_a_range(section, field, kind):
+    """NaN, infinity, -1 and far too much: refused, with section and field named."""
+    for value in (math.nan, math.inf, -math.inf, -1.0, 1e38, 1e300) if kind is float else (-1, 2**40, 2**70):
+        sections = to_dict(tiny_config("somewhere"))
+        sections[section][field] = value
+        if (section, field, value) in ALLOWED:
+            from_dict(sections)
+        else:
+            with pytest.raises(ValueError, match=field):
+                from_dict(sections)
+
+
+
+def test_times_and_intervals_are_finite():
+    for fields in ({"method": "euler", "steps": (0.0, math.nan)}, {"guidance_interval": (0.0, math.nan)}):
+        with pytest.raises(ConfigError, match="must be finite"):
+            SampleConfig(**fields)

@@ -12,6 +12,7 @@ import zigma_jax as zj
 from tests.random_model import random_model
 from tests.training.tiny import tiny_config
 from zigma_jax.errors import ConfigError
+from zigma_jax.interop.weights import abstract_model
 from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.sampling import batches, choose_labels, make_encoder, make_sampler, seed_key
 from zigma_jax.training.sharding import make_mesh
@@ -87,6 +88,20 @@ def test_guidance_of_a_model_that_was_not_trained_for_it_is_refused(fields):
         draw(model, 2, 2, 1, cfg=SampleConfig("euler", guidance=2.0))
     with pytest.raises(ValueError, match="guidance needs a model that knows what no condition is: null_class = False"):
         model.null_condition(jnp.zeros(2, int))
+
+
+def test_the_null_class_fits_its_dtype():
+    classes = zj.ZigMaConfig(sample_shape=(4, 4, 3), hidden_size=16, depth=1, num_classes=256, null_class=True)
+    model = abstract_model(classes)
+    for dtype, expected in (
+        (np.uint8, jnp.int32),
+        (np.int8, jnp.int32),
+        (np.uint16, jnp.uint16),
+        (np.int32, jnp.int32),
+    ):
+        null = model.null_condition(np.zeros(2, dtype))
+        assert null.dtype == expected
+        np.testing.assert_array_equal(null, [256, 256])
 
 
 def test_null_condition():
