@@ -179,6 +179,6 @@ def test_diffusion_norm_is_finite(norm):
 
 def test_samplers_stay_away_from_singular_ends():
     for ip in (Interpolant(prediction="noise", sample_eps=0.0), Interpolant("vp", sample_eps=1e-9)):
-        with pytest.raises(ValueError, match="sample_eps = .*infinite at an end"):
+        with pytest.raises(ValueError, match=r"sample_eps = .*infinite at an end"):
             ip.interval("sample")
     assert Interpolant(sample_eps=0.0).interval("sample") == (0.0, 1.0)

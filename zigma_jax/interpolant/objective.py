@@ -106,7 +106,7 @@ class Interpolant:
         t1 = 1.0 if regular else 1.0 - eps
         if use == "sde" and last_step_size != 0:
             t1 = 1.0 - last_step_size
-            if not t0 < t1 <= 1 - _NEAREST:
+            if not t0 + _NEAREST <= t1 <= 1 - _NEAREST:
                 raise ConfigError(
                     f"last_step_size = {last_step_size!r}: the last step would begin at {t1:g}, and this path, "
                     f"prediction and diffusion begin at {t0:g}; it must be in [{_NEAREST:g}, {1 - t0:g})"
