@@ -34,16 +34,6 @@ def check_numbers(section: Any, name: str) -> None:
                 require(finite, f"{name}.{field.name}", value, "must be finite, as float32 too")
 
 
-def check_seed(seed: int, name: str) -> int:
-    """The seed, if a random stream of its own belongs to it: keys are made of its last 32 bits.
-
-    Raises ConfigError, naming the flag or field `name`, for any other: two seeds must never draw the same.
-    """
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"{name} = {seed}: must be in 0 … 2^32 - 1 = {2**32 - 1}")
-    return seed
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """train.*
@@ -73,7 +63,7 @@ class TrainConfig:
 
     def __post_init__(self):
         check_numbers(self, "train")
-        check_seed(self.seed, "config.train.seed")
+        require(self.seed >= 0, "train.seed", self.seed, "must not be negative")
         for name in ("steps", "batch_size", "accumulate", "fsdp", "cpu_devices", "max_skipped"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(
