@@ -14,10 +14,19 @@ from functools import partial
 
 from zigma_jax.errors import ConfigError
 from zigma_jax.networks import dinov2, effnet, inception
+from zigma_jax.networks.autoencoder import Autoencoder, autoencoder_geometry, load_autoencoder
 from zigma_jax.networks.extractor import Extractor
 from zigma_jax.networks.sources import MissingWeightsError, find_weights
 
-__all__ = ["NETWORKS", "Extractor", "find_weights", "load_network"]
+__all__ = [
+    "NETWORKS",
+    "Autoencoder",
+    "Extractor",
+    "autoencoder_geometry",
+    "find_weights",
+    "load_autoencoder",
+    "load_network",
+]
 
 # name: (what builds it from a file, where a package has one or None, what to do where there is none)
 NETWORKS = {

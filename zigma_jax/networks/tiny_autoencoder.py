@@ -1,0 +1,187 @@
+"""The tiny autoencoders of Ollin Boer Bohan (github.com/madebyollin/taesd): TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
+
+Each was distilled from the autoencoder of a large model and shares its latents, up to a fixed scale. It encodes to
+numbers, not to a distribution. One network serves all: they differ in the number of channels, and TAEF2's blocks of
+lowest resolution add a branch with a group norm.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zigma_jax.errors import WeightsError
+from zigma_jax.networks.autoencoder_layers import Conv, Norm, halves
+from zigma_jax.networks.weight_file import WeightFile
+
+CLASS = "AutoencoderTiny"
+CHANNELS = {"taesd": 4, "taesdxl": 4, "taesd3": 16, "taef1": 16, "taef2": 32}
+POOLED = ("taef2",)
+FACTOR = 8
+WIDTH = 64
+_MAGNITUDE = 3  # latents are kept within it by the decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyConfig:
+    """What tells the tiny autoencoders apart.
+
+    Attributes:
+        latent_channels: of the latents.
+        pooled: the blocks of lowest resolution have a branch with a group norm.
+        scale, shift: of the latents that diffusion models are trained on.
+    """
+
+    latent_channels: int
+    pooled: bool = False
+    scale: tuple[float, ...] = (1.0,)
+    shift: tuple[float, ...] = (0.0,)
+    factor = FACTOR
+
+    @staticmethod
+    def of(kind: str) -> "TinyConfig":
+        return TinyConfig(CHANNELS[kind], kind in POOLED)
+
+    @staticmethod
+    def read(kind: str, config: Mapping[str, Any], place: str) -> "TinyConfig":
+        """From the contents of diffusers' config.json at `place`, for one of `CHANNELS` or "tiny", which is any.
+
+        Raises WeightsError: a field has a value that this network does not know, or that is not of this kind.
+        """
+        expected = {
+            "_class_name": CLASS,
+            "in_channels": 3,
+            "out_channels": 3,
+            "encoder_block_out_channels": [WIDTH] * 4,
+            "decoder_block_out_channels": [WIDTH] * 4,
+            "num_encoder_blocks": [1, 3, 3, 3],
+            "num_decoder_blocks": [3, 3, 3, 1],
+            "act_fn": "relu",
+            "upsample_fn": "nearest",
+            "upsampling_scaling_factor": 2,
+        }
+        for name, value in expected.items():
+            if config.get(name, value) != value:
+                raise WeightsError(f"{place}: {name} = {config[name]!r}: this network has {value!r}")
+        channels = config.get("latent_channels", 4)
+        if type(channels) is not int or channels != CHANNELS.get(kind, channels) or channels < 1:
+            wanted = CHANNELS.get(kind, "a whole number above 0")
+            raise WeightsError(f"{place}: latent_channels = {channels!r}: {kind!r} has {wanted}")
+        scale, shift = config.get("scaling_factor", 1.0), config.get("shift_factor", 0.0)
+        for name, value in (("scaling_factor", scale), ("shift_factor", shift)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise WeightsError(f"{place}: {name} = {value!r}: must be a number")
+        return TinyConfig(channels, kind in POOLED, (float(scale),), (float(shift),))
+
+
+class TinyAutoencoder(nnx.Module):
+    """Both halves; a file that has the tensors of only one half gives only that one, the other is None.
+
+    Args:
+        file: with the names of `canonical`.
+        dtype: of the convolutions; the norm is float32.
+    """
+
+    def __init__(self, file: WeightFile, config: TinyConfig, dtype, whole: int | None):
+        channels, pooled = config.latent_channels, config.pooled
+        encoder, decoder = halves(file)
+        self.encoder = _Encoder(file, channels, pooled, dtype) if encoder else None
+        self.decoder = _Decoder(file, channels, pooled, dtype) if decoder else None
+        self.dtype = dtype
+
+    def encode(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 z"], None]:
+        """Pictures in [-1, 1] to latents."""
+        assert self.encoder is not None
+        return self.encoder((images.astype(self.dtype) + 1) / 2).astype(jnp.float32), None
+
+    def decode(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 3"]:
+        """Latents to pictures in [-1, 1], which are not clipped."""
+        assert self.decoder is not None
+        z = jnp.tanh(z.astype(jnp.float32) / _MAGNITUDE) * _MAGNITUDE
+        return self.decoder(z.astype(self.dtype)).astype(jnp.float32) * 2 - 1
+
+
+class _Encoder(nnx.Module):
+    def __init__(self, file: WeightFile, channels: int, pooled: bool, dtype):
+        self.conv_in = Conv(file, "encoder.0", 3, WIDTH, dtype=dtype)
+        self.first = _Block(file, "encoder.1", False, dtype)
+        self.downs = nnx.List([Conv(file, f"encoder.{i}", WIDTH, WIDTH, bias=False, dtype=dtype) for i in (2, 6, 10)])
+        self.blocks = nnx.List(
+            [_Block(file, f"encoder.{i + n}", pooled and i == 11, dtype) for i in (3, 7, 11) for n in range(3)]
+        )
+        self.conv_out = Conv(file, "encoder.14", WIDTH, channels, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 z"]:
+        x = self.first(self.conv_in(x))
+        for level, down in enumerate(self.downs):
+            x = down(x, stride=2)
+            for block in self.blocks[3 * level : 3 * level + 3]:
+                x = block(x)
+        return self.conv_out(x)
+
+
+class _Decoder(nnx.Module):
+    def __init__(self, file: WeightFile, channels: int, pooled: bool, dtype):
+        self.conv_in = Conv(file, "decoder.1", channels, WIDTH, dtype=dtype)
+        self.blocks = nnx.List(
+            [_Block(file, f"decoder.{i + n}", pooled and i == 3, dtype) for i in (3, 8, 13) for n in range(3)]
+        )
+        self.ups = nnx.List([Conv(file, f"decoder.{i}", WIDTH, WIDTH, bias=False, dtype=dtype) for i in (7, 12, 17)])
+        self.last = _Block(file, "decoder.18", False, dtype)
+        self.conv_out = Conv(file, "decoder.19", WIDTH, 3, dtype=dtype)
+
+    def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 3"]:
+        x = jax.nn.relu(self.conv_in(z))
+        for level, up in enumerate(self.ups):
+            for block in self.blocks[3 * level : 3 * level + 3]:
+                x = block(x)
+            x = up(x, enlarge=True)
+        return self.conv_out(self.last(x))
+
+
+class _Block(nnx.Module):
+    """Three convolutions beside the identity, after the pooled branch where there is one."""
+
+    def __init__(self, file: WeightFile, name: str, pooled: bool, dtype):
+        self.convs = nnx.List([Conv(file, f"{name}.conv.{i}", WIDTH, WIDTH, dtype=dtype) for i in (0, 2, 4)])
+        self.pool = _Pool(file, f"{name}.pool", dtype) if pooled else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        if self.pool is not None:
+            x = x + self.pool(x)
+        y = self.convs[0](x)
+        for conv in self.convs[1:]:
+            y = conv(y, prepare=jax.nn.relu)
+        return jax.nn.relu(x + y)
+
+
+class _Pool(nnx.Module):
+    def __init__(self, file: WeightFile, name: str, dtype):
+        self.widen = Conv(file, f"{name}.0", WIDTH, 4 * WIDTH, 1, bias=False, dtype=dtype)
+        self.norm = Norm(file, f"{name}.1", 4 * WIDTH, 4, epsilon=1e-5)
+        self.narrow = Conv(file, f"{name}.3", 4 * WIDTH, WIDTH, 1, bias=False, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        y = self.widen(x)
+        return self.narrow(y, prepare=self.norm(y, jax.nn.relu))
+
+
+def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a diffusers file under the original's names, with "encoder." or "decoder." before them.
+
+    diffusers has the decoder's first layer, which keeps latents within bounds and has no tensors, outside its list:
+    its numbers are smaller by one there.
+    """
+
+    def rename(name: str) -> str:
+        name = re.sub(r"^encoder\.layers\.", "encoder.", name)
+        return re.sub(r"^decoder\.layers\.(\d+)", lambda m: f"decoder.{int(m[1]) + 1}", name)
+
+    return {rename(name): tensor for name, tensor in tensors.items()}
