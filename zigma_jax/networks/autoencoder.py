@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Shaped
 from zigma_jax.errors import ConfigError, WeightsError
 from zigma_jax.networks.autoencoder_files import Located, locate, parse
 from zigma_jax.networks.autoencoder_kl import AutoencoderKL, KLConfig
+from zigma_jax.networks.autoencoder_layers import Layers
 from zigma_jax.networks.tiny_autoencoder import CHANNELS as TINY_KINDS
 from zigma_jax.networks.tiny_autoencoder import TinyAutoencoder, TinyConfig
 
@@ -166,10 +167,8 @@ def load_autoencoder(
     located = locate(*parse(kind_or_place, weights))
     config = _config(located)
     file = located.open()
-    if isinstance(config, KLConfig):
-        network = AutoencoderKL(file, config, jnp.dtype(dtype), WHOLE)
-    else:
-        network = TinyAutoencoder(file, config, jnp.dtype(dtype), WHOLE)
+    layers = Layers(file, jnp.dtype(dtype), WHOLE)
+    network = AutoencoderKL(layers, config) if isinstance(config, KLConfig) else TinyAutoencoder(layers, config)
     file.check()
     graphdef, state = nnx.split(network)
     autoencoder = Autoencoder(

@@ -16,8 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zigma_jax.errors import WeightsError
-from zigma_jax.networks.autoencoder_layers import Conv, Norm, attend, halves
-from zigma_jax.networks.weight_file import WeightFile
+from zigma_jax.networks.autoencoder_layers import Enlarged, Layers, attend
 
 CLASS = "AutoencoderKL"
 
@@ -113,20 +112,18 @@ class AutoencoderKL(nnx.Module):
     """Both halves; a file that has the tensors of only one half gives only that one, the other is None.
 
     Args:
-        file: a file with the names of `canonical`.
-        dtype: of the convolutions; norms and the softmax are float32.
-        whole: numbers of a picture's layer up to which it is computed in one piece, see `Conv`.
+        layers: of a file with the names of `canonical`.
     """
 
-    def __init__(self, file: WeightFile, config: KLConfig, dtype, whole: int | None):
-        encoder, decoder = halves(file)
+    def __init__(self, layers: Layers, config: KLConfig):
+        encoder, decoder = layers.halves()
         z = config.latent_channels
         quant, post_quant = encoder and config.use_quant_conv, decoder and config.use_post_quant_conv
-        self.encoder = Encoder(file, config, dtype, whole) if encoder else None
-        self.quant_conv = Conv(file, "quant_conv", 2 * z, 2 * z, 1, dtype=dtype) if quant else None
-        self.decoder = Decoder(file, config, dtype, whole) if decoder else None
-        self.post_quant_conv = Conv(file, "post_quant_conv", z, z, 1, dtype=dtype) if post_quant else None
-        self.dtype = dtype
+        self.encoder = Encoder(layers, config) if encoder else None
+        self.quant_conv = layers.conv("quant_conv", 2 * z, 2 * z, 1) if quant else None
+        self.decoder = Decoder(layers, config) if decoder else None
+        self.post_quant_conv = layers.conv("post_quant_conv", z, z, 1) if post_quant else None
+        self.dtype = layers.dtype
 
     def encode(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 z"], Float[Array, "b h2 w2 z"]]:
         """Pictures in [-1, 1] to mean and logarithm of the variance, as the network gives it."""
@@ -147,118 +144,102 @@ class AutoencoderKL(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    def __init__(self, file: WeightFile, config: KLConfig, dtype, whole: int | None):
+    def __init__(self, layers: Layers, config: KLConfig):
         channels, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = Conv(file, "encoder.conv_in", 3, channels[0], dtype=dtype)
-        blocks: list[nnx.Module] = []
         into = channels[0]
+        self.conv_in = layers.conv("encoder.conv_in", 3, into)
+        blocks: list[nnx.Module] = []
         for level, out in enumerate(channels):
             name = f"encoder.down_blocks.{level}"
             for i in range(config.layers_per_block):
-                blocks.append(Resnet(file, f"{name}.resnets.{i}", into, out, groups, dtype, whole))
+                blocks.append(Resnet(layers, f"{name}.resnets.{i}", into, out, groups))
                 into = out
             if level < len(channels) - 1:
-                blocks.append(Downsample(file, f"{name}.downsamplers.0.conv", out, dtype, whole))
-        self.blocks = nnx.List([*blocks, *_middle(file, "encoder.mid_block", into, config, dtype, whole)])
-        self.norm_out = Norm(file, "encoder.conv_norm_out", into, groups)
-        self.conv_out = Conv(file, "encoder.conv_out", into, 2 * config.latent_channels, dtype=dtype)
-        self.whole = whole
+                blocks.append(Downsample(layers, f"{name}.downsamplers.0.conv", out))
+        self.blocks = nnx.List([*blocks, *_middle(layers, "encoder.mid_block", config)])
+        self.norm_out = layers.norm("encoder.conv_norm_out", into, groups)
+        self.conv_out = layers.conv("encoder.conv_out", into, 2 * config.latent_channels)
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 z"]:
-        x = self.conv_in(x, whole=self.whole)
+        x = self.conv_in(x)
         for block in self.blocks:
             x = block(x)
-        return self.conv_out(x, prepare=self.norm_out(x, jax.nn.silu), whole=self.whole)
+        return self.conv_out(x, prepare=self.norm_out(x, jax.nn.silu))
 
 
 class Decoder(nnx.Module):
-    def __init__(self, file: WeightFile, config: KLConfig, dtype, whole: int | None):
+    def __init__(self, layers: Layers, config: KLConfig):
         channels, groups = config.block_out_channels[::-1], config.norm_num_groups
         into = channels[0]
-        self.conv_in = Conv(file, "decoder.conv_in", config.latent_channels, into, dtype=dtype)
-        blocks: list[nnx.Module] = [*_middle(file, "decoder.mid_block", into, config, dtype, whole)]
+        self.conv_in = layers.conv("decoder.conv_in", config.latent_channels, into)
+        blocks: list[nnx.Module] = [*_middle(layers, "decoder.mid_block", config)]
         for level, out in enumerate(channels):
             name = f"decoder.up_blocks.{level}"
             for i in range(config.layers_per_block + 1):
-                blocks.append(Resnet(file, f"{name}.resnets.{i}", into, out, groups, dtype, whole))
+                blocks.append(Resnet(layers, f"{name}.resnets.{i}", into, out, groups))
                 into = out
             if level < len(channels) - 1:
-                blocks.append(Upsample(file, f"{name}.upsamplers.0.conv", out, dtype, whole))
+                blocks.append(Upsample(layers, f"{name}.upsamplers.0.conv", out))
         self.blocks = nnx.List(blocks)
-        self.norm_out = Norm(file, "decoder.conv_norm_out", into, groups)
-        self.conv_out = Conv(file, "decoder.conv_out", into, 3, dtype=dtype)
-        self.whole = whole
+        self.norm_out = layers.norm("decoder.conv_norm_out", into, groups)
+        self.conv_out = layers.conv("decoder.conv_out", into, 3)
 
     def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 3"]:
-        x = self.conv_in(z, whole=self.whole)
+        x = self.conv_in(z)
         for block in self.blocks:
             x = block(x)
-        return self.conv_out(x, prepare=self.norm_out(x, jax.nn.silu), whole=self.whole)
+        return self.conv_out(x, prepare=self.norm_out(x, jax.nn.silu))
 
 
 class Resnet(nnx.Module):
-    def __init__(self, file: WeightFile, name: str, into: int, out: int, groups: int, dtype, whole: int | None):
-        self.norm1 = Norm(file, f"{name}.norm1", into, groups)
-        self.conv1 = Conv(file, f"{name}.conv1", into, out, dtype=dtype)
-        self.norm2 = Norm(file, f"{name}.norm2", out, groups)
-        self.conv2 = Conv(file, f"{name}.conv2", out, out, dtype=dtype)
-        self.shortcut = Conv(file, f"{name}.conv_shortcut", into, out, 1, dtype=dtype) if into != out else None
-        self.whole = whole
+    def __init__(self, layers: Layers, name: str, into: int, out: int, groups: int):
+        self.norm1, self.conv1 = layers.norm(f"{name}.norm1", into, groups), layers.conv(f"{name}.conv1", into, out)
+        self.norm2, self.conv2 = layers.norm(f"{name}.norm2", out, groups), layers.conv(f"{name}.conv2", out, out)
+        self.shortcut = layers.conv(f"{name}.conv_shortcut", into, out, 1) if into != out else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
-        y = self.conv1(x, prepare=self.norm1(x, jax.nn.silu), whole=self.whole)
-        prepare = self.norm2(y, jax.nn.silu)
-        return self.conv2(y, prepare=prepare, residual=x, shortcut=self.shortcut, whole=self.whole)
+    def __call__(self, x: "Float[Array, 'b h w c'] | Enlarged") -> Float[Array, "b h w c2"]:
+        y = self.conv1(x, prepare=self.norm1(x, jax.nn.silu))
+        shortcut = None if self.shortcut is None else self.shortcut.apply
+        return self.conv2(y, prepare=self.norm2(y, jax.nn.silu), residual=x, shortcut=shortcut)
 
 
 class Downsample(nnx.Module):
-    def __init__(self, file: WeightFile, name: str, channels: int, dtype, whole: int | None):
-        self.conv, self.whole = Conv(file, name, channels, channels, dtype=dtype), whole
+    def __init__(self, layers: Layers, name: str, channels: int):
+        self.conv = layers.conv(name, channels, channels)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        return self.conv(x, stride=2, padding=(0, 1), whole=self.whole)
+        return self.conv(x, stride=2, padding=(0, 1))
 
 
 class Upsample(nnx.Module):
-    def __init__(self, file: WeightFile, name: str, channels: int, dtype, whole: int | None):
-        self.conv, self.whole = Conv(file, name, channels, channels, dtype=dtype), whole
+    def __init__(self, layers: Layers, name: str, channels: int):
+        self.conv = layers.conv(name, channels, channels)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        return self.conv(x, enlarge=True, whole=self.whole)
+    def __call__(self, x: Float[Array, "b h w c"]) -> "Float[Array, 'b 2*h 2*w c'] | Enlarged":
+        return self.conv.enlarged(x)
 
 
 class Attention(nnx.Module):
-    def __init__(self, file: WeightFile, name: str, channels: int, groups: int, dtype, whole: int | None):
-        self.norm = Norm(file, f"{name}.group_norm", channels, groups)
+    def __init__(self, layers: Layers, name: str, channels: int, groups: int):
+        self.norm = layers.norm(f"{name}.group_norm", channels, groups)
         self.q, self.k, self.v, self.out = (
-            _Linear(file, f"{name}.{part}", channels, dtype) for part in ("to_q", "to_k", "to_v", "to_out.0")
+            layers.conv(f"{name}.{part}", channels, channels, 1) for part in ("to_q", "to_k", "to_v", "to_out.0")
         )
-        self.whole = whole
+        self.whole = layers.whole
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        tokens = self.norm(x)(x).reshape(b, h * w, c)
-        y = self.out(attend(self.q(tokens), self.k(tokens), self.v(tokens), self.whole))
-        return x + y.reshape(x.shape)
+        y = self.norm(x)(x)
+        q, k, v = (project(y).reshape(b, h * w, c) for project in (self.q, self.k, self.v))
+        return self.out(attend(q, k, v, self.whole).reshape(x.shape), residual=x)
 
 
-class _Linear(nnx.Module):
-    def __init__(self, file: WeightFile, name: str, channels: int, dtype):
-        self.kernel = nnx.Param(jnp.asarray(file.take(f"{name}.weight", channels, channels).T, dtype))
-        self.bias = nnx.Param(jnp.asarray(file.take(f"{name}.bias", channels), dtype))
-
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        return x @ self.kernel[...] + self.bias[...]
-
-
-def _middle(
-    file: WeightFile, name: str, channels: int, config: KLConfig, dtype, whole: int | None
-) -> Iterator[nnx.Module]:
-    groups = config.norm_num_groups
-    yield Resnet(file, f"{name}.resnets.0", channels, channels, groups, dtype, whole)
+def _middle(layers: Layers, name: str, config: KLConfig) -> Iterator[nnx.Module]:
+    channels, groups = config.block_out_channels[-1], config.norm_num_groups
+    yield Resnet(layers, f"{name}.resnets.0", channels, channels, groups)
     if config.mid_block_add_attention:
-        yield Attention(file, f"{name}.attentions.0", channels, groups, dtype, whole)
-    yield Resnet(file, f"{name}.resnets.1", channels, channels, groups, dtype, whole)
+        yield Attention(layers, f"{name}.attentions.0", channels, groups)
+    yield Resnet(layers, f"{name}.resnets.1", channels, channels, groups)
 
 
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -267,8 +248,8 @@ _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors under the names that diffusers writes today, and with their shapes.
 
-    Files that were written before diffusers 0.12 call the attention's projections query, key, value and proj_attn, some
-    of them with the shape of 1 × 1 convolutions.
+    Older files call the attention's projections query, key, value and proj_attn; and some files have them as matrices,
+    some as convolutions of 1 × 1 pixel, which they all are here.
     """
 
     def rename(name: str) -> str:
@@ -277,8 +258,8 @@ def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         )
 
     renamed = {rename(name): tensor for name, tensor in tensors.items()}
-    flat = re.compile(r"mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight$")
+    projection = re.compile(r"mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight$")
     return {
-        name: tensor[:, :, 0, 0] if tensor.shape[2:] == (1, 1) and flat.search(name) else tensor
+        name: tensor[:, :, None, None] if tensor.ndim == 2 and projection.search(name) else tensor
         for name, tensor in renamed.items()
     }

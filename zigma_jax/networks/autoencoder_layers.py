@@ -3,10 +3,11 @@
 A large picture is computed layer by layer, and each layer in strips of rows, one after the other. A group norm needs
 the statistics of the whole picture: tiles that went through the whole network one by one would each see their own, and
 come out in different colours. Strips within a layer see the same statistics, so that the result is that of the whole
-picture and has no seams. Only a layer's input and output are kept, not the normalized copy or the enlarged picture in
-between.
+picture and has no seams. Only a layer's input and output are kept, not the normalized copy in between; and an enlarged
+picture, the largest of all, is not kept either: its rows are computed whenever they are read.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -17,101 +18,168 @@ from jaxtyping import Array, Float
 
 from zigma_jax.networks.weight_file import WeightFile
 
-_EPSILON = 1e-6  # of the group norms of AutoencoderKL
 Pixelwise = Callable[[Array], Array]
 
 
 class Conv(nnx.Module):
-    """A convolution with a square window on pictures with zeros around them.
+    """A convolution with a square window on pictures with zeros around them; see `Layers.conv`."""
 
-    Args:
-        file: where `name`.weight (out, into, window, window) and `name`.bias (out,) are taken from.
-        dtype: of the kernel, and of what the convolution takes and returns.
-    """
-
-    def __init__(self, file: WeightFile, name: str, into: int, out: int, window: int = 3, *, bias: bool = True, dtype):
-        kernel = file.take(f"{name}.weight", out, into, window, window)
-        self.kernel = nnx.Param(jnp.asarray(kernel.transpose(2, 3, 1, 0), dtype))
-        self.bias = nnx.Param(jnp.asarray(file.take(f"{name}.bias", out), dtype)) if bias else None
-        self.window = window
+    def __init__(self, kernel: Float[Array, "k k into out"], bias: Float[Array, "out"] | None, whole: int | None):
+        self.kernel = nnx.Param(kernel)
+        self.bias = None if bias is None else nnx.Param(bias)
+        self.whole = whole
 
     def __call__(
         self,
-        x: Float[Array, "b h w c"],
+        x: "Float[Array, 'b h w c'] | Enlarged",
         *,
         stride: int = 1,
         padding: tuple[int, int] | None = None,
-        enlarge: bool = False,
         prepare: Pixelwise | None = None,
-        residual: Float[Array, "b h2 w2 c3"] | None = None,
+        residual: "Float[Array, 'b h2 w2 c3'] | Enlarged | None" = None,
         shortcut: Pixelwise | None = None,
-        whole: int | None = None,
     ) -> Float[Array, "b h2 w2 c2"]:
-        """conv(enlarged(prepare(x))) + shortcut(residual).
+        """conv(prepare(x)) + shortcut(residual).
 
         Args:
             stride: of the convolution; the picture's sides are multiples of it.
             padding: rows of zeros above and below, columns left and right; None: what keeps the size.
-            enlarge: each pixel becomes four.
             prepare, shortcut: act on each pixel alone; None: leave it as it is.
             residual: is added to the result.
-            whole: numbers of a picture's layer, the larger of input and output, up to which it is computed in one
-                piece, and above in strips; None: always in one piece.
         """
         prepare, shortcut = prepare or _same, shortcut or _same
-        above, below = padding or (self.window // 2, self.window // 2)
-        b, height, width, into = x.shape
-        out = self.kernel.shape[-1]
-        scale = 2 if enlarge else 1
-        height, width = height * scale // stride, width * scale // stride
-        strips = _strips(height, height * width * max(into * stride**2, out), whole)
+        (window, _, into, out), (b, height, width, _) = self.kernel.shape, x.shape
+        above, below = padding or (window // 2, window // 2)
+        height, width = height // stride, width // stride
+        strips = strips_of(height, height * width * max(into * stride**2, out), self.whole)
         if strips == 1:
-            y = prepare(x)
-            y = self._convolve(_enlarged(y) if enlarge else y, stride, (above, below), (above, below))
-            return y if residual is None else y + shortcut(residual)
+            y = self.apply(prepare(_rows(x)), stride, (above, below), (above, below))
+            return y if residual is None else y + shortcut(_rows(residual))
 
-        rows = height // strips
+        def some(start, count):
+            y = padded_rows(x, start * stride - above, (count - 1) * stride + window, prepare)
+            return self.apply(y, stride, (0, 0), (above, below))
 
-        def one(i, result):
-            start = i * rows
-            if enlarge:  # one row more above and below than the window wants, since rows come in pairs
-                y = _enlarged(prepare_rows(x, start // 2 - 1, rows // 2 + 2, prepare))[:, 1:-1]
-            else:
-                y = prepare_rows(x, start * stride - above, (rows - 1) * stride + self.window, prepare)
-            y = self._convolve(y, stride, (0, 0), (above, below))
-            if residual is not None:
-                y = y + shortcut(lax.dynamic_slice_in_dim(residual, start, rows, axis=1))
-            return lax.dynamic_update_slice_in_dim(result, y, start, axis=1)
+        if isinstance(residual, jax.Array) and shortcut is _same:  # the sum takes the residual's place
+            return by_strips(lambda start, count, old: some(start, count) + old, strips, residual)
+        # Made from `x`, or else XLA may make all layers' at the beginning and keep them until they are wanted.
+        empty = jnp.broadcast_to((_rows(x, 0, 1)[0, 0, 0, 0] * 0).astype(self.kernel.dtype), (b, height, width, out))
+        if residual is None:
+            return by_strips(lambda start, count, _: some(start, count), strips, empty)
+        return by_strips(
+            lambda start, count, _: some(start, count) + shortcut(_rows(residual, start, count)), strips, empty
+        )
 
-        return lax.fori_loop(0, strips, one, jnp.zeros((b, height, width, out), self.kernel.dtype))
+    def enlarged(self, x: Float[Array, "b h w c"]) -> "Float[Array, 'b 2*h 2*w c2'] | Enlarged":
+        """The convolution of the picture whose pixels have each become four; if it is large its rows are not kept."""
+        result = Enlarged(self, x)
+        return result.rows() if strips_of(result.shape[1], _numbers(result), self.whole) == 1 else result
 
-    def _convolve(self, x, stride: int, *padding: tuple[int, int]):
+    def apply(
+        self,
+        x: Float[Array, "b h w c"],
+        stride: int = 1,
+        rows: tuple[int, int] = (0, 0),
+        columns: tuple[int, int] = (0, 0),
+    ) -> Float[Array, "b h2 w2 c2"]:
+        """The convolution in one piece, with so many rows and columns of zeros around."""
         y = lax.conv_general_dilated(
-            x, self.kernel[...], (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, self.kernel[...], (stride, stride), (rows, columns), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return y if self.bias is None else y + self.bias[...]
 
 
+class Enlarged:
+    """What `Conv.enlarged` makes of a picture `x`, its rows computed when they are read, and as often.
+
+    It stands for an array of that `shape`, where layers take one.
+    """
+
+    def __init__(self, conv: Conv, x: Float[Array, "b h w c"]):
+        b, h, w, _ = x.shape
+        self.conv, self.x, self.shape = conv, x, (b, 2 * h, 2 * w, conv.kernel.shape[-1])
+
+    def rows(self, start=0, count: int | None = None) -> Float[Array, "b count w c"]:
+        """Rows from `start` on, all within the picture; None: all there are."""
+        if count is None:
+            return self.conv.apply(_double(self.x), 1, (1, 1), (1, 1))
+        first = (start - 1) // 2
+        y = _double(padded_rows(self.x, first, count // 2 + 2, _same))
+        y = lax.dynamic_slice_in_dim(y, start - 1 - 2 * first, count + 2, axis=1)
+        return self.conv.apply(y, 1, (0, 0), (1, 1))
+
+
 class Norm(nnx.Module):
-    """A group norm over pictures, in float32 whatever they are."""
+    """A group norm, in float32 whatever the pictures are; see `Layers.norm`."""
 
-    def __init__(self, file: WeightFile, name: str, channels: int, groups: int, epsilon: float = _EPSILON):
-        self.gain = nnx.Param(jnp.asarray(file.take(f"{name}.weight", channels)))
-        self.bias = nnx.Param(jnp.asarray(file.take(f"{name}.bias", channels)))
-        self.groups, self.epsilon = groups, epsilon
+    def __init__(
+        self, gain: Float[Array, "c"], bias: Float[Array, "c"], groups: int, epsilon: float, whole: int | None
+    ):
+        self.gain, self.bias = nnx.Param(gain), nnx.Param(bias)
+        self.groups, self.epsilon, self.whole = groups, epsilon, whole
 
-    def __call__(self, x: Float[Array, "b h w c"], then: Pixelwise = lambda x: x) -> Pixelwise:
+    def __call__(self, x: "Float[Array, 'b h w c'] | Enlarged", then: Pixelwise | None = None) -> Pixelwise:
         """Takes the statistics of the whole of `x`; what it returns normalizes any rows of `x`, and applies `then`."""
-        b, h, w, c = x.shape
-        grouped = x.astype(jnp.float32).reshape(b, h, w, self.groups, c // self.groups)
-        mean = grouped.mean((1, 2, 4), keepdims=True)
-        variance = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
+        b, height, _, c = x.shape
+        strips = strips_of(height, _numbers(x), self.whole)
+
+        def moments(rows):
+            grouped = rows.astype(jnp.float32).reshape(b, *rows.shape[1:3], self.groups, c // self.groups)
+            mean = grouped.mean((1, 2, 4), keepdims=True)
+            return mean, jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
+
+        if strips == 1:
+            mean, variance = moments(_rows(x))
+        else:
+            rows = height // strips
+            means, variances = lax.map(lambda i: moments(_rows(x, i * rows, rows)), jnp.arange(strips))
+            mean = means.mean(0)
+            variance = variances.mean(0) + jnp.square(means - mean).mean(0)
 
         def each(values):
             return jnp.broadcast_to(values, (b, 1, 1, self.groups, c // self.groups)).reshape(b, 1, 1, c)
 
         mean, scale = each(mean), each(lax.rsqrt(variance + self.epsilon)) * self.gain[...]
-        return lambda rows: then((rows.astype(jnp.float32) - mean) * scale + self.bias[...]).astype(rows.dtype)
+
+        def normalize(rows):
+            y = (rows.astype(jnp.float32) - mean) * scale + self.bias[...]
+            return (y if then is None else then(y)).astype(rows.dtype)
+
+        return normalize
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Makes layers from a file.
+
+    Attributes:
+        file: where their tensors are taken from.
+        dtype: of convolutions and what they take and return.
+        whole: the numbers of a picture's layer, the larger of input and output, up to which it is computed in one
+            piece; above, in strips. None: always in one piece.
+    """
+
+    file: WeightFile
+    dtype: jnp.dtype
+    whole: int | None
+
+    def conv(self, name: str, into: int, out: int, window: int = 3, *, bias: bool = True) -> Conv:
+        """Of `name`.weight (out, into, window, window), and `name`.bias (out,) if it has one."""
+        kernel = self.file.take(f"{name}.weight", out, into, window, window).transpose(2, 3, 1, 0)
+        offset = jnp.asarray(self.file.take(f"{name}.bias", out), self.dtype) if bias else None
+        return Conv(jnp.asarray(kernel, self.dtype), offset, self.whole)
+
+    def norm(self, name: str, channels: int, groups: int, epsilon: float = 1e-6) -> Norm:
+        """Of `name`.weight and `name`.bias (channels,)."""
+        gain, bias = (jnp.asarray(self.file.take(f"{name}.{part}", channels)) for part in ("weight", "bias"))
+        return Norm(gain, bias, groups, epsilon, self.whole)
+
+    def halves(self) -> tuple[bool, bool]:
+        """Whether the file has an encoder, and a decoder; one with neither is taken to lack both."""
+        encoder, decoder = (
+            any(name.startswith(half) for name in self.file.tensors) for half in ("encoder.", "decoder.")
+        )
+        return encoder or not decoder, decoder or not encoder
 
 
 def attend(
@@ -125,43 +193,56 @@ def attend(
         weights = jax.nn.softmax(logits * c**-0.5, axis=-1).astype(v.dtype)
         return jnp.einsum("bqk,bkc->bqc", weights, v)
 
-    parts = _strips(n, n * n, whole)
+    parts = strips_of(n, n * n, whole)
     if parts == 1:
         return some(q)
     pieces = lax.map(some, jnp.moveaxis(q.reshape(b, parts, n // parts, c), 1, 0))
     return jnp.moveaxis(pieces, 0, 1).reshape(b, n, c)
 
 
-def halves(file: WeightFile) -> tuple[bool, bool]:
-    """Whether the file has an encoder, and a decoder; one with neither is taken to lack both."""
-    encoder, decoder = (any(name.startswith(half) for name in file.tensors) for half in ("encoder.", "decoder."))
-    return encoder or not decoder, decoder or not encoder
-
-
-def prepare_rows(x: Float[Array, "b h w c"], start, count: int, prepare: Pixelwise) -> Float[Array, "b count w c"]:
-    """`prepare` of the rows from `start` on, zeros where there are none; `start` may be traced, and lies near `x`."""
-    height = x.shape[1]
-    there = min(count, height)
-    first = jnp.clip(start, 0, height - there)
-    piece = prepare(lax.dynamic_slice_in_dim(x, first, there, axis=1))
-    piece = jnp.pad(piece, ((0, 0), (count, count), (0, 0), (0, 0)))
-    return lax.dynamic_slice_in_dim(piece, count + start - first, count, axis=1)
-
-
-def _strips(rows: int, numbers: int, whole: int | None) -> int:
-    """The number of strips: 1 up to `whole` numbers, above so many that each has a quarter of it at most.
-
-    It divides `rows`, and leaves an even number in each strip, as enlarged pictures need.
-    """
+def strips_of(rows: int, numbers: int, whole: int | None) -> int:
+    """The number of equal strips of rows: 1 up to `whole` numbers, above so many that each has a quarter of it at most."""
     if whole is None or numbers <= whole:
         return 1
-    return next(n for n in range(-(-4 * numbers // whole), rows + 1) if rows % (2 * n) == 0 or 2 * n > rows)
+    return next((n for n in range(-(-4 * numbers // whole), rows) if rows % n == 0), rows)
+
+
+def by_strips(some: Callable[..., Array], strips: int, result: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Replaces `result` strip by strip by `some(start, count, the rows that are there)`."""
+    count = result.shape[1] // strips
+
+    def one(i, result):
+        rows = some(i * count, count, lax.dynamic_slice_in_dim(result, i * count, count, axis=1))
+        return lax.dynamic_update_slice_in_dim(result, rows, i * count, axis=1)
+
+    return lax.fori_loop(0, strips, one, result)
+
+
+def padded_rows(
+    x: "Float[Array, 'b h w c'] | Enlarged", start, count: int, prepare: Pixelwise
+) -> Float[Array, "b count w c"]:
+    """`prepare` of `count` rows from `start` on, some of them within `x`; where there are none, zeros."""
+    there = min(count, x.shape[1])
+    first = jnp.clip(start, 0, x.shape[1] - there)
+    rows = jnp.pad(prepare(_rows(x, first, there)), ((0, 0), (count, count), (0, 0), (0, 0)))
+    return lax.dynamic_slice_in_dim(rows, count + start - first, count, axis=1)
+
+
+def _rows(x: "Float[Array, 'b h w c'] | Enlarged", start=0, count: int | None = None) -> Array:
+    if isinstance(x, Enlarged):
+        return x.rows(start, count)
+    return x if count is None else lax.dynamic_slice_in_dim(x, start, count, axis=1)
+
+
+def _numbers(x) -> int:
+    _, h, w, c = x.shape
+    return h * w * c
 
 
 def _same(x: Array) -> Array:
     return x
 
 
-def _enlarged(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)

@@ -18,8 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zigma_jax.errors import WeightsError
-from zigma_jax.networks.autoencoder_layers import Conv, Norm, halves
-from zigma_jax.networks.weight_file import WeightFile
+from zigma_jax.networks.autoencoder_layers import Enlarged, Layers
 
 CLASS = "AutoencoderTiny"
 CHANNELS = {"taesd": 4, "taesdxl": 4, "taesd3": 16, "taef1": 16, "taef2": 32}
@@ -85,16 +84,15 @@ class TinyAutoencoder(nnx.Module):
     """Both halves; a file that has the tensors of only one half gives only that one, the other is None.
 
     Args:
-        file: with the names of `canonical`.
-        dtype: of the convolutions; the norm is float32.
+        layers: of a file with the names of `canonical`.
     """
 
-    def __init__(self, file: WeightFile, config: TinyConfig, dtype, whole: int | None):
+    def __init__(self, layers: Layers, config: TinyConfig):
         channels, pooled = config.latent_channels, config.pooled
-        encoder, decoder = halves(file)
-        self.encoder = _Encoder(file, channels, pooled, dtype) if encoder else None
-        self.decoder = _Decoder(file, channels, pooled, dtype) if decoder else None
-        self.dtype = dtype
+        encoder, decoder = layers.halves()
+        self.encoder = _Encoder(layers, channels, pooled) if encoder else None
+        self.decoder = _Decoder(layers, channels, pooled) if decoder else None
+        self.dtype = layers.dtype
 
     def encode(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 z"], None]:
         """Pictures in [-1, 1] to latents."""
@@ -109,14 +107,14 @@ class TinyAutoencoder(nnx.Module):
 
 
 class _Encoder(nnx.Module):
-    def __init__(self, file: WeightFile, channels: int, pooled: bool, dtype):
-        self.conv_in = Conv(file, "encoder.0", 3, WIDTH, dtype=dtype)
-        self.first = _Block(file, "encoder.1", False, dtype)
-        self.downs = nnx.List([Conv(file, f"encoder.{i}", WIDTH, WIDTH, bias=False, dtype=dtype) for i in (2, 6, 10)])
+    def __init__(self, layers: Layers, channels: int, pooled: bool):
+        self.conv_in = layers.conv("encoder.0", 3, WIDTH)
+        self.first = _Block(layers, "encoder.1", False)
+        self.downs = nnx.List([layers.conv(f"encoder.{i}", WIDTH, WIDTH, bias=False) for i in (2, 6, 10)])
         self.blocks = nnx.List(
-            [_Block(file, f"encoder.{i + n}", pooled and i == 11, dtype) for i in (3, 7, 11) for n in range(3)]
+            [_Block(layers, f"encoder.{i + n}", pooled and i == 11) for i in (3, 7, 11) for n in range(3)]
         )
-        self.conv_out = Conv(file, "encoder.14", WIDTH, channels, dtype=dtype)
+        self.conv_out = layers.conv("encoder.14", WIDTH, channels)
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 z"]:
         x = self.first(self.conv_in(x))
@@ -128,45 +126,44 @@ class _Encoder(nnx.Module):
 
 
 class _Decoder(nnx.Module):
-    def __init__(self, file: WeightFile, channels: int, pooled: bool, dtype):
-        self.conv_in = Conv(file, "decoder.1", channels, WIDTH, dtype=dtype)
+    def __init__(self, layers: Layers, channels: int, pooled: bool):
+        self.conv_in = layers.conv("decoder.1", channels, WIDTH)
         self.blocks = nnx.List(
-            [_Block(file, f"decoder.{i + n}", pooled and i == 3, dtype) for i in (3, 8, 13) for n in range(3)]
+            [_Block(layers, f"decoder.{i + n}", pooled and i == 3) for i in (3, 8, 13) for n in range(3)]
         )
-        self.ups = nnx.List([Conv(file, f"decoder.{i}", WIDTH, WIDTH, bias=False, dtype=dtype) for i in (7, 12, 17)])
-        self.last = _Block(file, "decoder.18", False, dtype)
-        self.conv_out = Conv(file, "decoder.19", WIDTH, 3, dtype=dtype)
+        self.ups = nnx.List([layers.conv(f"decoder.{i}", WIDTH, WIDTH, bias=False) for i in (7, 12, 17)])
+        self.last = _Block(layers, "decoder.18", False)
+        self.conv_out = layers.conv("decoder.19", WIDTH, 3)
 
     def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 3"]:
         x = jax.nn.relu(self.conv_in(z))
         for level, up in enumerate(self.ups):
             for block in self.blocks[3 * level : 3 * level + 3]:
                 x = block(x)
-            x = up(x, enlarge=True)
+            x = up.enlarged(x)
         return self.conv_out(self.last(x))
 
 
 class _Block(nnx.Module):
     """Three convolutions beside the identity, after the pooled branch where there is one."""
 
-    def __init__(self, file: WeightFile, name: str, pooled: bool, dtype):
-        self.convs = nnx.List([Conv(file, f"{name}.conv.{i}", WIDTH, WIDTH, dtype=dtype) for i in (0, 2, 4)])
-        self.pool = _Pool(file, f"{name}.pool", dtype) if pooled else None
+    def __init__(self, layers: Layers, name: str, pooled: bool):
+        self.convs = nnx.List([layers.conv(f"{name}.conv.{i}", WIDTH, WIDTH) for i in (0, 2, 4)])
+        self.pool = _Pool(layers, f"{name}.pool") if pooled else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: "Float[Array, 'b h w c'] | Enlarged") -> Float[Array, "b h w c"]:
         if self.pool is not None:
             x = x + self.pool(x)
-        y = self.convs[0](x)
-        for conv in self.convs[1:]:
-            y = conv(y, prepare=jax.nn.relu)
-        return jax.nn.relu(x + y)
+        first, second, third = self.convs
+        y = second(first(x), prepare=jax.nn.relu)
+        return jax.nn.relu(third(y, prepare=jax.nn.relu, residual=x))
 
 
 class _Pool(nnx.Module):
-    def __init__(self, file: WeightFile, name: str, dtype):
-        self.widen = Conv(file, f"{name}.0", WIDTH, 4 * WIDTH, 1, bias=False, dtype=dtype)
-        self.norm = Norm(file, f"{name}.1", 4 * WIDTH, 4, epsilon=1e-5)
-        self.narrow = Conv(file, f"{name}.3", 4 * WIDTH, WIDTH, 1, bias=False, dtype=dtype)
+    def __init__(self, layers: Layers, name: str):
+        self.widen = layers.conv(f"{name}.0", WIDTH, 4 * WIDTH, 1, bias=False)
+        self.norm = layers.norm(f"{name}.1", 4 * WIDTH, 4, epsilon=1e-5)
+        self.narrow = layers.conv(f"{name}.3", 4 * WIDTH, WIDTH, 1, bias=False)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         y = self.widen(x)
