@@ -6,6 +6,3 @@ prints the compiled programs' own account (temporaries beside weights, input and
 for each size, the peak of the process and how far the strips' picture is from that computed in one piece. Weights are
 random, of the published network's shapes.
 """
-
-
-

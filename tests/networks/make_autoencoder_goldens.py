@@ -2,9 +2,9 @@
 
     python tests/networks/make_autoencoder_goldens.py DIRECTORY_OF_TAEF2 DIRECTORY_OF_PICTURES
 
-ran with PyTorch 2.13.0, diffusers 0.42.1 and pillow on a CPU in float32. The pictures are those of scikit-image 0.26, all
-in the public domain: astronaut, hubble_deep_field (NASA), rocket (SpaceX), chelsea (Stefan van der Walt), coffee (Rachel
-Michetti) and retina (Mikael Häggström), these three by CC0.
+ran with PyTorch 2.13.0, diffusers 0.42.1 and pillow on a CPU in float32. The pictures are those of scikit-image 0.26,
+all in the public domain: astronaut, hubble_deep_field (NASA), rocket (SpaceX), and by CC0 chelsea (Stefan van der
+Walt), coffee (Rachel Michetti) and retina (Mikael Häggström).
 """
 
 import sys
@@ -48,8 +48,10 @@ def large(name: str, config: dict) -> dict[str, np.ndarray]:
     lines = fill(network)
     x, z = draw(0, 1, 3, 32, 32).tanh(), draw(1, 1, network.config["latent_channels"], 4, 4)
     posterior = network.encode(x).latent_dist
-    mean, logvar = network.encoder(x).chunk(2, 1) if network.quant_conv is None else (
-        network.quant_conv(network.encoder(x)).chunk(2, 1)
+    mean, logvar = (
+        network.encoder(x).chunk(2, 1)
+        if network.quant_conv is None
+        else (network.quant_conv(network.encoder(x)).chunk(2, 1))
     )
     assert torch.equal(mean, posterior.mean)
     found = {"x": x, "mean": mean, "logvar": logvar, "z": z, "y": network.decode(z).sample}

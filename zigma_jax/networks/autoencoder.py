@@ -43,6 +43,7 @@ class Autoencoder:
         weights: the network's arrays, as an `nnx.State`.
         graphdef: its structure, an `nnx.GraphDef`; `nnx.merge(graphdef, weights)` is the module.
         name: its kind, "kl" or that of a tiny one.
+        place: where the weights were read; on the hub with the commit.
         fingerprint: sha256 (hex) of the weights as they were in the file: latents of two autoencoders belong together
             where name and fingerprint are equal.
         factor: pixels a latent's side, as in 256 / 32 = 8.
@@ -53,6 +54,7 @@ class Autoencoder:
     weights: Any
     graphdef: Any = dataclasses.field(metadata={"static": True})
     name: str = dataclasses.field(metadata={"static": True})
+    place: str = dataclasses.field(metadata={"static": True})
     fingerprint: str = dataclasses.field(metadata={"static": True})
     factor: int = dataclasses.field(metadata={"static": True})
     channels: int = dataclasses.field(metadata={"static": True})
@@ -175,6 +177,7 @@ def load_autoencoder(
         state,
         graphdef,
         name=located.kind,
+        place=located.weights.place,
         fingerprint=file.fingerprint(),
         factor=config.factor,
         channels=config.latent_channels,
@@ -197,12 +200,12 @@ def autoencoder_geometry(
 
 
 def _config(located: Located) -> KLConfig | TinyConfig:
+    place = f"config.json of {located.weights.place}"
     if located.kind == "kl":
-        assert located.config is not None
-        return KLConfig.read(located.config, located.config_place)
+        return KLConfig.read(located.config or {}, place)
     if located.config is None:
         return TinyConfig.of(located.kind)
-    return TinyConfig.read(located.kind, located.config, located.config_place)
+    return TinyConfig.read(located.kind, located.config, place)
 
 
 def _values(name: str, given, channels: int) -> tuple[float, ...]:

@@ -1,7 +1,6 @@
 """Which autoencoder is meant, and the files that hold it: `parse` and `locate`."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,11 +9,18 @@ from typing import Any
 
 from zigma_jax.errors import ConfigError, WeightsError
 from zigma_jax.networks import autoencoder_kl, tiny_autoencoder
+from zigma_jax.networks.sources import MissingWeightsError, Weights, find_weights
 from zigma_jax.networks.weight_file import WeightFile
 
-KINDS = ("kl", *tiny_autoencoder.CHANNELS)
-_HALF = re.compile(r"(?:(.+)_)?(encoder|decoder)\.(safetensors|pth|pt|bin)")
-_WHOLE = [f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "fp16.safetensors", "bin")]
+TINY = tiny_autoencoder.CHANNELS
+KINDS = ("kl", *TINY)
+WHERE = (
+    "An autoencoder is a directory with the config.json and diffusion_pytorch_model.safetensors of the hub, such as "
+    "hf://stabilityai/sd-vae-ft-ema; a tiny one also a pair of files, such as taef2_encoder.pth and taef2_decoder.pth "
+    "of github.com/madebyollin/taesd."
+)
+_SUFFIXES = ("safetensors", "pth", "pt", "bin")  # best first
+_HALF = re.compile(rf"(?:(.+)_)?(encoder|decoder)\.({'|'.join(_SUFFIXES)})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,28 +29,33 @@ class Located:
 
     Attributes:
         kind: one of `KINDS`, or "tiny" for a tiny one of which only the architecture is known.
-        config: what config.json says; None where there is none.
-        config_place: the path of config.json, for messages.
-        files: by half, "encoder" and "decoder", or "" for a file that holds both.
+        weights: where its files are.
+        config: what config.json says; None where it is not needed and there is none.
+        halves: the files' names, if encoder and decoder are in files of their own; one of them may be missing.
     """
 
     kind: str
+    weights: Weights
     config: Mapping[str, Any] | None
-    config_place: str
-    files: Mapping[str, Path]
+    halves: tuple[str, ...] = ()
 
     def open(self) -> WeightFile:
-        """The tensors, under the names that the networks take."""
-        rename = autoencoder_kl.canonical if self.kind == "kl" else tiny_autoencoder.canonical
-        opened = {half: WeightFile(path) for half, path in self.files.items()}
-        file = next(iter(opened.values()))
-        file.tensors = rename(
-            {
-                f"{half}.{name}" if half and not name.startswith(f"{half}.") else name: tensor
-                for half, part in opened.items()
-                for name, tensor in part.tensors.items()
-            }
-        )
+        """The tensors, under the names that the networks take; those of other networks in the file are set aside."""
+        parts: set[str] = set()
+
+        def rename(name: str, path: Path) -> str:
+            if self.halves and not name.startswith(("encoder.", "decoder.")):
+                name = f"{'encoder' if 'encoder' in path.name else 'decoder'}.{name}"
+            if self.kind != "kl":
+                return tiny_autoencoder.canonical(name)
+            assert self.config is not None
+            parts.add(name.partition(".")[0])
+            return autoencoder_kl.canonical(name, len(self.config["block_out_channels"]))
+
+        file = self.weights.open(*self.halves, rename=rename)
+        if "first_stage_model" in parts:
+            file.leave(*parts - {"first_stage_model"})
+        file.leave("loss.")  # of the discriminator it was trained with
         return file
 
 
@@ -55,79 +66,57 @@ def parse(
     name = os.fspath(kind_or_place)
     if name in KINDS:
         return name, None if weights is None else os.fspath(weights)
+    if not name:
+        raise ConfigError("autoencoder is empty: give a kind and a place, as in taef2:DIRECTORY, or a place alone")
     kind, place = None, name
-    if (match := re.fullmatch(r"([\w.-]+):(?!//)(.+)", name)) and not os.path.exists(name):
+    if (match := re.fullmatch(r"([\w.-]+):(?!//)(.*)", name)) and not os.path.exists(name):
         kind, place = match.groups()
         if kind not in KINDS:
             raise ConfigError(f"autoencoder = {name!r}: no kind {kind!r}, there are {', '.join(KINDS)}")
     if weights is not None:
         raise ConfigError(f"autoencoder = {name!r} is a place, and weights = {os.fspath(weights)!r} another: give one")
-    if not place:
-        raise ConfigError("autoencoder is empty: give a kind and a place, as in taef2:DIRECTORY, or a place alone")
     return kind, place
 
 
 def locate(kind: str | None, place: str | None) -> Located:
-    """The files of an autoencoder; nothing but config.json is read. Raises WeightsError if they cannot be told."""
-    if place is None:
-        raise WeightsError(f"autoencoder {kind!r} needs a place of weights, as in {kind}:DIRECTORY")
-    path = Path(place)
-    if path.is_dir():
-        if not (path / "config.json").exists() and (path / "vae" / "config.json").exists():
-            path = path / "vae"  # of a whole pipeline
-        folder, names = path, sorted(entry.name for entry in path.iterdir() if entry.is_file())
-    elif path.is_file():
-        folder, names = path.parent, [path.name]
-    else:
-        raise WeightsError(f"autoencoder: {place} is not a file or directory")
+    """The files of an autoencoder, of which only config.json is read.
 
-    config_path = folder / "config.json"
-    config = _read_config(config_path) if config_path.is_file() else None
-    halves = _halves(kind, folder, names)
+    Raises:
+        MissingWeightsError: no place, nothing there, or no config.json.
+        WeightsError: a config.json of something else, or several autoencoders of which none was named.
+    """
+    if not place:
+        raise MissingWeightsError(f"autoencoder {kind!r} needs a place of weights, as in {kind}:DIRECTORY")
+    weights = find_weights(place, where=WHERE, flag="autoencoder")
+    if weights.file is None and "config.json" not in weights.names and "vae" in weights.folders:
+        weights = weights.within("vae")  # of a whole pipeline
+    config = weights.json("config.json")
+    halves = _halves(kind, weights)
+    if halves and (config is None or weights.file is not None or halves[0] == kind):
+        return Located(halves[0], weights, None, halves[1])
     if kind is None:
-        if config is not None and config.get("_class_name") == tiny_autoencoder.CLASS:
-            kind = "tiny"
-        elif config is None and halves:
-            kind = halves[0]
-    kind = kind or "kl"
-    if kind != "kl" and halves and (config is None or path.is_file() or halves[0] == kind):
-        return Located(halves[0] if kind == "tiny" else kind, None, str(config_path), halves[1])
-    if config is None and kind == "kl":
-        raise WeightsError(f"{place}: no config.json, which says what the network is: it belongs beside the weights")
-    if path.is_file():
-        return Located(kind, config, str(config_path), {"": path})
-    whole = [name for name in _WHOLE if name in names]
-    if not whole:
-        wanted = _WHOLE[0] if kind in ("kl", "tiny") else f"{kind}_encoder.pth and {kind}_decoder.pth, or {_WHOLE[0]}"
-        raise WeightsError(f"{folder}: no weights of {kind!r} here: there should be {wanted}")
-    return Located(kind, config, str(config_path), {"": folder / whole[0]})
+        kind = "tiny" if config is not None and config.get("_class_name") == tiny_autoencoder.CLASS else "kl"
+    return Located(kind, weights, weights.config() if kind == "kl" else config)
 
 
-def _halves(kind: str | None, folder: Path, names: list[str]) -> tuple[str, dict[str, Path]] | None:
-    """The kind and files of a tiny autoencoder that come in two; a file names its twin beside it."""
-    found: dict[tuple[str, str], dict[str, Path]] = {}
-    for name in names:
+def _halves(kind: str | None, weights: Weights) -> tuple[str, tuple[str, ...]] | None:
+    """The kind of a tiny autoencoder whose halves are files of their own, and their names; a file finds its twin."""
+    if kind == "kl":
+        return None
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for name in weights.names:
         if match := _HALF.fullmatch(name):
-            stem, _, suffix = match.groups()
-            pair = {half: folder / f"{stem + '_' if stem else ''}{half}.{suffix}" for half in ("encoder", "decoder")}
-            found[stem or "", suffix] = {half: path for half, path in pair.items() if path.is_file()}
-    tiny = tiny_autoencoder.CHANNELS
-    named = {stem for stem, _ in found if stem in tiny}
-    stems = ({kind} & named or {stem for stem, _ in found} - named) if kind in tiny else named
-    if len(stems) > 1:
-        raise WeightsError(f"{folder} holds several autoencoders: say which, as in {min(stems)}:{folder}")
-    for stem in stems:
-        for suffix in ("safetensors", "pth", "pt", "bin"):
-            if (stem, suffix) in found:
-                return kind if kind in tiny else stem, found[stem, suffix]
+            pairs.setdefault((match[1] or "", match[3]), []).append(name)
+    if weights.file is not None:
+        pairs = {key: names for key, names in pairs.items() if weights.file in names}
+    stems = {stem for stem, _ in pairs}
+    chosen = ({kind} & stems or stems - TINY.keys()) if kind else stems & TINY.keys()
+    if len(chosen) > 1:
+        raise WeightsError(
+            f"{weights.place} holds the autoencoders {', '.join(sorted(chosen))}: say which, as in "
+            f"{min(chosen)}:{weights.place}"
+        )
+    for stem in chosen:
+        suffix = min((suffix for s, suffix in pairs if s == stem), key=_SUFFIXES.index)
+        return kind or stem, tuple(sorted(pairs[stem, suffix]))
     return None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise WeightsError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path}: not a JSON object")
-    return config

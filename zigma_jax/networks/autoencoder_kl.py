@@ -243,23 +243,34 @@ def _middle(layers: Layers, name: str, config: KLConfig) -> Iterator[nnx.Module]
 
 
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# From the original programs' names (CompVis, Stability AI, Black Forest Labs) to those of diffusers, in this order.
+_ORIGINAL = (
+    (r"^first_stage_model\.", ""),
+    (r"\.(down|up)\.(\d+)\.block\.", r".\1_blocks.\2.resnets."),
+    (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
+    (r"\.up\.(\d+)\.upsample\.", r".up_blocks.\1.upsamplers.0."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.(q|k|v)\.", r".mid_block.attentions.0.to_\1."),
+    (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"coder\.norm_out\.", "coder.conv_norm_out."),
+)
+_ORIGINAL_FILE = re.compile(r"^(first_stage_model\.)?(en|de)coder\.(down|up|mid)\.")
 
 
-def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors under the names that diffusers writes today, and with their shapes.
+def canonical(name: str, levels: int) -> str:
+    """The name that diffusers gives a tensor today; `levels` is the number of block_out_channels.
 
-    Older files call the attention's projections query, key, value and proj_attn; and some files have them as matrices,
-    some as convolutions of 1 × 1 pixel, which they all are here.
+    Older files call the attention's projections query, key, value and proj_attn. The original programs have names of
+    their own, and count the decoder's levels from the picture; in the checkpoint of a whole model they begin with
+    first_stage_model.
     """
-
-    def rename(name: str) -> str:
-        return re.sub(
-            r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_ATTENTION[m[2]]}.", name
-        )
-
-    renamed = {rename(name): tensor for name, tensor in tensors.items()}
-    projection = re.compile(r"mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight$")
-    return {
-        name: tensor[:, :, None, None] if tensor.ndim == 2 and projection.search(name) else tensor
-        for name, tensor in renamed.items()
-    }
+    name = re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_ATTENTION[m[2]]}.", name)
+    original = _ORIGINAL_FILE.match(name)
+    for pattern, replacement in _ORIGINAL:
+        name = re.sub(pattern, replacement, name)
+    if original and original[3] == "up":
+        name = re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", name)
+    return name

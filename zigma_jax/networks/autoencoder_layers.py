@@ -9,6 +9,7 @@ picture, the largest of all, is not kept either: its rows are computed whenever 
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ class Enlarged:
         b, h, w, _ = x.shape
         self.conv, self.x, self.shape = conv, x, (b, 2 * h, 2 * w, conv.kernel.shape[-1])
 
-    def rows(self, start=0, count: int | None = None) -> Float[Array, "b count w c"]:
+    def rows(self, start: Any = 0, count: int | None = None) -> Float[Array, "b count w c"]:
         """Rows from `start` on, all within the picture; None: all there are."""
         if count is None:
             return self.conv.apply(_double(self.x), 1, (1, 1), (1, 1))
@@ -164,8 +165,10 @@ class Layers:
     whole: int | None
 
     def conv(self, name: str, into: int, out: int, window: int = 3, *, bias: bool = True) -> Conv:
-        """Of `name`.weight (out, into, window, window), and `name`.bias (out,) if it has one."""
-        kernel = self.file.take(f"{name}.weight", out, into, window, window).transpose(2, 3, 1, 0)
+        """Of `name`.weight (out, into, window, window), a matrix if the window is 1, and `name`.bias if it has one."""
+        matrix = window == 1 and len(self.file.shape(f"{name}.weight") or ()) == 2
+        shape = (out, into) if matrix else (out, into, window, window)
+        kernel = self.file.take(f"{name}.weight", *shape).reshape(out, into, window, window).transpose(2, 3, 1, 0)
         offset = jnp.asarray(self.file.take(f"{name}.bias", out), self.dtype) if bias else None
         return Conv(jnp.asarray(kernel, self.dtype), offset, self.whole)
 
@@ -176,9 +179,7 @@ class Layers:
 
     def halves(self) -> tuple[bool, bool]:
         """Whether the file has an encoder, and a decoder; one with neither is taken to lack both."""
-        encoder, decoder = (
-            any(name.startswith(half) for name in self.file.tensors) for half in ("encoder.", "decoder.")
-        )
+        encoder, decoder = (any(name.startswith(half) for name in self.file) for half in ("encoder.", "decoder."))
         return encoder or not decoder, decoder or not encoder
 
 
@@ -201,7 +202,7 @@ def attend(
 
 
 def strips_of(rows: int, numbers: int, whole: int | None) -> int:
-    """The number of equal strips of rows: 1 up to `whole` numbers, above so many that each has a quarter of it at most."""
+    """The number of equal strips: 1 up to `whole` numbers, above so many that each has a quarter of it at most."""
     if whole is None or numbers <= whole:
         return 1
     return next((n for n in range(-(-4 * numbers // whole), rows) if rows % n == 0), rows)
@@ -228,7 +229,7 @@ def padded_rows(
     return lax.dynamic_slice_in_dim(rows, count + start - first, count, axis=1)
 
 
-def _rows(x: "Float[Array, 'b h w c'] | Enlarged", start=0, count: int | None = None) -> Array:
+def _rows(x: "Float[Array, 'b h w c'] | Enlarged", start: Any = 0, count: int | None = None) -> Array:
     if isinstance(x, Enlarged):
         return x.rows(start, count)
     return x if count is None else lax.dynamic_slice_in_dim(x, start, count, axis=1)

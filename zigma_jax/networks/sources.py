@@ -13,6 +13,7 @@ import json
 import os
 import posixpath
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +52,9 @@ class _LocalFolder:
         path = self._path / name
         return path if path.is_file() else None
 
+    def within(self, name: str) -> "_LocalFolder":
+        return _LocalFolder(self._path / name)
+
 
 class _HubFolder:
     """The same of a folder in a repository."""
@@ -68,6 +72,9 @@ class _HubFolder:
         name = posixpath.normpath(self._prefix + name)
         return self._repository.fetch(name) if name in self._repository.names else None
 
+    def within(self, name: str) -> "_HubFolder":
+        return _HubFolder(self._repository, self._prefix + name)
+
     def _inside(self) -> list[str]:
         start = len(self._prefix)
         return [name[start:] for name in self._repository.names if name.startswith(self._prefix)]
@@ -79,18 +86,30 @@ class Weights:
     Attributes:
         place: where they are; on the hub with the commit that is read, `hf://owner/repository/path@commit`.
         revision: that commit's hash; None for local files.
+        file: the file's name, if the place is one; None for a folder.
     """
 
     def __init__(
         self, place: str, folder: _LocalFolder | _HubFolder, file: str | None, *, revision: str | None, advice: str
     ):
         self.place, self.revision = place, revision
-        self._folder, self._file, self._advice = folder, file, advice
+        self._folder, self.file, self._advice = folder, file, advice
 
     @property
     def names(self) -> list[str]:
         """The files in the folder."""
         return self._folder.names()
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders in the folder."""
+        return self._folder.folders()
+
+    def within(self, folder: str) -> "Weights":
+        """What is in a folder of the folder."""
+        top, at, commit = self.place.rpartition("@") if self.revision else (self.place, "", "")
+        place = f"{top.rstrip('/')}/{folder}{at}{commit}"
+        return Weights(place, self._folder.within(folder), None, revision=self.revision, advice=self._advice)
 
     def path(self, name: str) -> Path | None:
         """The local path of a file in the folder, or beside it ("../tokenizer/vocab.json"); None if there is none.
@@ -115,13 +134,13 @@ class Weights:
         """Local paths of the files that hold the weights: those named, else the file or the best in the folder."""
         return [self._need(name) for chosen in names or [self._choose()] for name in self._shards(chosen)]
 
-    def open(self, *names: str) -> WeightFile:
-        """The tensors of those `files`."""
-        return WeightFile(*self.files(*names), place=self.place)
+    def open(self, *names: str, rename: Callable[[str, Path], str] | None = None) -> WeightFile:
+        """The tensors of those `files`; `rename` as for `WeightFile`."""
+        return WeightFile(*self.files(*names), place=self.place, rename=rename)
 
     def _choose(self) -> str:
-        if self._file is not None:
-            return self._file
+        if self.file is not None:
+            return self.file
         names = self.names
         for name in _PREFERRED:
             if name in names:

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -138,9 +137,8 @@ class _Decoder(nnx.Module):
     def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 3"]:
         x = jax.nn.relu(self.conv_in(z))
         for level, up in enumerate(self.ups):
-            for block in self.blocks[3 * level : 3 * level + 3]:
-                x = block(x)
-            x = up.enlarged(x)
+            first, second, third = self.blocks[3 * level : 3 * level + 3]
+            x = up.enlarged(third(second(first(x))))
         return self.conv_out(self.last(x))
 
 
@@ -152,7 +150,7 @@ class _Block(nnx.Module):
         self.pool = _Pool(layers, f"{name}.pool") if pooled else None
 
     def __call__(self, x: "Float[Array, 'b h w c'] | Enlarged") -> Float[Array, "b h w c"]:
-        if self.pool is not None:
+        if self.pool is not None and not isinstance(x, Enlarged):
             x = x + self.pool(x)
         first, second, third = self.convs
         y = second(first(x), prepare=jax.nn.relu)
@@ -170,15 +168,11 @@ class _Pool(nnx.Module):
         return self.narrow(y, prepare=self.norm(y, jax.nn.relu))
 
 
-def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of a diffusers file under the original's names, with "encoder." or "decoder." before them.
+def canonical(name: str) -> str:
+    """The original's name of a tensor in diffusers' file, with "encoder." or "decoder." before it.
 
     diffusers has the decoder's first layer, which keeps latents within bounds and has no tensors, outside its list:
     its numbers are smaller by one there.
     """
-
-    def rename(name: str) -> str:
-        name = re.sub(r"^encoder\.layers\.", "encoder.", name)
-        return re.sub(r"^decoder\.layers\.(\d+)", lambda m: f"decoder.{int(m[1]) + 1}", name)
-
-    return {rename(name): tensor for name, tensor in tensors.items()}
+    name = re.sub(r"^encoder\.layers\.", "encoder.", name)
+    return re.sub(r"^decoder\.layers\.(\d+)", lambda m: f"decoder.{int(m[1]) + 1}", name)

@@ -37,6 +37,8 @@ class WeightFile:
     Args:
         paths: one file, or several that hold one network together (shards).
         place: what to call them in errors; None: the first file's path.
+        rename: of a tensor's name and its file's path makes the name by which it is taken, told in errors and
+            fingerprinted; for files that call the same tensors otherwise. None: names are taken as they are.
 
     Raises:
         WeightsError: not a readable safetensors file, not a flat dictionary of arrays, or a tensor in two files; a
@@ -45,12 +47,19 @@ class WeightFile:
         FileNotFoundError: no such file.
     """
 
-    def __init__(self, *paths: str | os.PathLike[str], place: str | None = None):
+    def __init__(
+        self,
+        *paths: str | os.PathLike[str],
+        place: str | None = None,
+        rename: Callable[[str, Path], str] | None = None,
+    ):
         self.path = place or os.fspath(paths[0])
         self._memory = FingerprintMemory([Path(path) for path in paths])
         self._tensors: dict[str, _Tensor] = {}
         for path in paths:
             tensors = _open(os.fspath(path))
+            if rename is not None:
+                tensors = {rename(name, Path(path)): tensor for name, tensor in tensors.items()}
             if twice := sorted(tensors.keys() & self._tensors.keys()):
                 raise WeightsError(f"{os.fspath(path)}: tensor {twice[0]} is in another file of {self.path} as well")
             self._tensors |= tensors
@@ -151,6 +160,8 @@ def _open(path: str) -> dict[str, _Tensor]:
     if Path(path).suffix == ".safetensors" or head[8:9] == b"{":
         return _open_safetensors(path)
     tensors: Any = read_torch(path)
+    if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
+        tensors = tensors["state_dict"]  # a training program's checkpoint, which holds more than the weights
     if not isinstance(tensors, Mapping) or not all(isinstance(value, np.ndarray) for value in tensors.values()):
         raise WeightsError(f"{path}: not a state dict (names and tensors, nothing nested)")
     return {str(name): _Tensor(value.shape, lambda value=value: value) for name, value in tensors.items()}
