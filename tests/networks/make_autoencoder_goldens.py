@@ -6,6 +6,7 @@ ran with PyTorch 2.13.0, diffusers 0.42.1 and pillow on a CPU in float32. The pi
 all in the public domain: astronaut, hubble_deep_field (NASA), rocket (SpaceX), and by CC0 chelsea (Stefan van der
 Walt), coffee (Rachel Michetti) and retina (Mikael Häggström).
 """
+# pyright: reportMissingImports=false, reportArgumentType=false
 
 import sys
 from pathlib import Path

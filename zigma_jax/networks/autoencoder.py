@@ -71,8 +71,8 @@ class Autoencoder:
 
         Returns:
             mean: (b, h / factor, w / factor, channels), float32; (b, f, …) of videos.
-            logvar: the same shape, float32, as the network gives it: `deviation` bounds it. None where the network
-                gives numbers and no distribution.
+            logvar: the same shape, float32, as the network gives it, not clipped. None where the network gives numbers
+                and no distribution.
 
         Raises:
             ConfigError: the pictures are not floats, have another shape, or sides that `factor` does not divide.
@@ -133,11 +133,6 @@ class Autoencoder:
             raise ConfigError(f"{what} have shape {x.shape}: {self.name} takes {shapes}")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ConfigError(f"{what} have dtype {x.dtype}: {self.name} takes floating-point numbers")
-
-
-def deviation(logvar: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The standard deviation of a posterior: exp(logvar / 2) with logvar kept in [-30, 20]."""
-    return jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0))
 
 
 def load_autoencoder(

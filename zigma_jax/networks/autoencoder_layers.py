@@ -245,5 +245,4 @@ def _same(x: Array) -> Array:
 
 
 def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
