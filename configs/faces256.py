@@ -21,12 +21,13 @@ def get_config():
     config.model.patch_size = 4
     config.model.hidden_size = 512
     config.model.depth = 8
-    config.model.state_size = 4
+    config.model.state_size = 8
+    config.model.expand = 1
     config.model.drop_path_rate = 0.0
     config.model.num_classes = 20
     config.model.null_class = True
 
-    config.train.steps = 1800
+    config.train.steps = 2400
     config.train.batch_size = 16
     config.train.cpu_devices = 2
     config.train.label_dropout = 0.1
@@ -35,9 +36,9 @@ def get_config():
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
 
-    config.checkpoint.every = 300
+    config.checkpoint.every = 400
     config.log.every = 10
-    config.log.preview_every = 300
+    config.log.preview_every = 400
     config.log.preview_count = 16
     config.sample.method = "heun"
     config.sample.steps = 16

@@ -33,7 +33,7 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [  # noqa: RUF012 - the name TFDS reads
         AvatarsConfig(name="64", description="64 x 64 pixels"),
         AvatarsConfig(name="256", description="256 x 256 pixels", size=256),
-        AvatarsConfig(name="256_small", description="fewer of 256 x 256 pixels", size=256, train=4_000, test=1_000),
+        AvatarsConfig(name="256_small", description="fewer of 256 x 256 pixels", size=256, train=3_000, test=1_000),
         AvatarsConfig(name="tiny", description="a few pictures, for tests", size=32, train=64, test=16),
     ]
     builder_config: AvatarsConfig
