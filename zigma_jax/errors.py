@@ -23,3 +23,7 @@ class WeightsError(UserError, ValueError):
 
 class MissingPackageError(UserError, ImportError):
     """An optional package is not installed; names the extra that brings it."""
+
+
+class DivergedError(UserError, FloatingPointError):
+    """Numbers are no longer finite: a training run, or samples; the message says where, and what helps."""

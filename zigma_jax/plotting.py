@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from zigma_kernels.grid_path import GridPath
 
+from zigma_jax.errors import MissingPackageError
 from zigma_jax.models.orders import scan_orders
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def plot_orders(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plot_orders needs matplotlib: pip install zigma_jax[plot]") from error
+        raise MissingPackageError("plot_orders needs matplotlib: pip install zigma_jax[plot]") from error
 
     if isinstance(orders, str) == (grid is None):
         raise ValueError(f"grid={grid}: a grid goes with the name of an order, and with nothing else")

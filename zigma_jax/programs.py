@@ -16,9 +16,6 @@ from zigma_jax.errors import ConfigError, UserError
 from zigma_jax.training.config import RunConfig, SampleConfig
 from zigma_jax.training.parse_config import check_known_field, describe_fields, from_dict, typed
 
-# RuntimeError: BadDataError and CheckpointError among them.
-EXPECTED = (UserError, ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
-
 
 def DEFINE_config(default: str | None = None):  # noqa: N802 - as absl and ml_collections name theirs
     """The --config flag: a file with `get_config()`, whose fields are flags --config.section.field."""
@@ -96,9 +93,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def exit_with_errors(argv: Sequence[str]) -> Iterator[None]:
-    """Ends the program with code 1 and one line on stderr for errors that say all there is to know.
+    """Ends the program with code 1 and one line on stderr for errors that whoever runs it can mend.
 
-    Libraries log warnings only, unless `--verbosity` says otherwise; `--verbosity=1` shows the traceback too.
+    Those are every `UserError`, and what the operating system says of a file. All others are bugs, and keep their
+    traceback, as all do with `--verbosity=1`. Libraries log warnings only, unless `--verbosity` says otherwise.
     Of `argv`, what `main` is called with, nothing may be left beside the program's name: all arguments are flags.
     """
     if len(argv) > 1:
@@ -107,6 +105,8 @@ def exit_with_errors(argv: Sequence[str]) -> Iterator[None]:
         logging.set_verbosity(logging.WARNING)
     try:
         yield
-    except EXPECTED as error:
+    except (UserError, OSError) as error:
+        if not isinstance(error, UserError) and error.filename is None:
+            raise
         logging.vlog(1, "traceback", exc_info=True)
         sys.exit(f"error: {error}")

@@ -28,6 +28,7 @@ import numpy as np
 from absl import app, flags
 
 from zigma_jax.data.pipeline import Batch, make_dataset, open_source
+from zigma_jax.errors import DivergedError
 from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.checkpoint import Checkpointer
@@ -238,7 +239,7 @@ class Run:
         """Stops a run that no longer learns; reads numbers of a step that is done, or about to be."""
         most = self.config.train.max_skipped
         if metrics is not None and (in_a_row := int(jax.device_get(metrics["skipped_in_a_row"]))) >= most:
-            raise FloatingPointError(
+            raise DivergedError(
                 f"loss or gradient was not finite in the last {in_a_row} steps up to step {step} "
                 f"(config.train.max_skipped = {most}); parameters are as before them. "
                 "Lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or look at the data"

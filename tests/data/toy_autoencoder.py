@@ -20,6 +20,7 @@ class ToyAutoencoder:
     deterministic: bool = dataclasses.field(default=False, metadata={"static": True})
     gain: float = dataclasses.field(default=1.0, metadata={"static": True})
     name: str = dataclasses.field(default="toy", metadata={"static": True})
+    place: str = dataclasses.field(default="nowhere", metadata={"static": True})
     scale: tuple[float, ...] = dataclasses.field(default=(0.5,), metadata={"static": True})
     shift: tuple[float, ...] = dataclasses.field(default=(0.1,), metadata={"static": True})
 
@@ -44,3 +45,6 @@ class ToyAutoencoder:
 
     def with_statistics(self, scale, shift):
         return dataclasses.replace(self, scale=tuple(scale), shift=tuple(shift))
+
+    def decode(self, x1):
+        raise NotImplementedError("of a toy, whose latents are only looked at")

@@ -19,6 +19,7 @@ class FakeAutoencoder:
     fingerprint: str = dataclasses.field(default="f" * 64, metadata={"static": True})
     factor: int = dataclasses.field(default=2, metadata={"static": True})
     channels: int = dataclasses.field(default=4, metadata={"static": True})
+    place: str = dataclasses.field(default="nowhere", metadata={"static": True})
     scale: tuple[float, ...] = dataclasses.field(default=(0.5,), metadata={"static": True})
     shift: tuple[float, ...] = dataclasses.field(default=(0.0,), metadata={"static": True})
 
@@ -33,6 +34,9 @@ class FakeAutoencoder:
 
     def normalize(self, z):
         return z * self.scale[0]
+
+    def with_statistics(self, scale, shift):
+        return dataclasses.replace(self, scale=tuple(scale), shift=tuple(shift))
 
     def decode(self, x1):
         return jnp.tanh(jnp.repeat(jnp.repeat(x1 / self.scale[0] @ self.back, 2, axis=-3), 2, axis=-2))

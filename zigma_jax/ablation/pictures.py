@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int32, UInt8
 
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.images import to_uint8
+from zigma_jax.errors import ConfigError
 from zigma_jax.files import write_atomically
 
 
@@ -47,7 +48,7 @@ def load_pictures(config: DataConfig, held_out: str, cache: Path) -> Pictures:
     with np.load(cache) as file:
         train, others, about = file["train"], file["held_out"], json.loads(str(file["about"]))
     if about != asked:
-        raise ValueError(
+        raise ConfigError(
             f"{cache} holds pictures of {about}, the configuration asks for {asked}; choose another workdir"
         )
     checksum = zlib.crc32(others.tobytes(), zlib.crc32(train.tobytes()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zigma_jax.ablation.config import SCANS
+from zigma_jax.errors import ConfigError, MissingPackageError
 from zigma_jax.files import write_atomically
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def check_records(workdir: Path, settings: dict[str, Any]) -> None:
         changed = sorted(name for name in fields if _field(here, name) != _field(there, name))
         lines = [f"  {name}: {_field(there, name)!r} there, {_field(here, name)!r} now" for name in changed]
         if lines:
-            raise ValueError(
+            raise ConfigError(
                 "\n".join([f"{path} was made with another configuration; choose another workdir:", *lines])
             )
 
@@ -47,10 +48,10 @@ def write_report(workdir: Path) -> str:
         key=lambda record: (_rank(record["scan"]), record["seed"]),
     )
     if not records:
-        raise ValueError(f"{workdir} has no records of an ablation yet")
+        raise ConfigError(f"{workdir} has no records of an ablation yet")
     for field in ("settings", "data", "distance"):
         if any(record[field] != records[0][field] for record in records):
-            raise ValueError(f"the records in {workdir} are not of one experiment: {field} differ")
+            raise ConfigError(f"the records in {workdir} are not of one experiment: {field} differ")
     runs: dict[str, list[Record]] = {}
     for record in records:
         runs.setdefault(record["scan"], []).append(record)
@@ -129,7 +130,7 @@ def make_figure(runs: dict[str, list[Record]], real_distance: float) -> "matplot
 def require_matplotlib() -> None:
     """Raises ImportError, with what to do, if there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("the figure needs matplotlib: pip install zigma_jax[plot]")
+        raise MissingPackageError("the figure needs matplotlib: pip install zigma_jax[plot]")
 
 
 def curve_of(records: Sequence[Record], field: str) -> tuple[np.ndarray, np.ndarray]:

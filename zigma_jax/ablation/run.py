@@ -20,6 +20,7 @@ from zigma_jax.ablation.config import AblationConfig, Experiment
 from zigma_jax.ablation.distance import MEANING, make_statistics
 from zigma_jax.ablation.pictures import Pictures, training_batches
 from zigma_jax.data.images import to_uint8
+from zigma_jax.errors import DivergedError
 from zigma_jax.metrics import frechet_distance
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.zigma import ZigMa
@@ -72,7 +73,7 @@ class Runner:
         """The run's record and the pictures of its last distance. `advance(steps, held-out loss if new)` is told.
 
         Raises:
-            FloatingPointError: as many steps in a row as `train.max_skipped` were not finite.
+            DivergedError: as many steps in a row as `train.max_skipped` were not finite.
         """
         config, ablation = self.experiment.run(scan, seed), self.experiment.ablation
         programs = self._compiled(scan, config)
@@ -196,7 +197,7 @@ def shared_initial_params(cfg: ZigMaConfig, seed: int | Int[Array, ""]) -> Param
 def _check_learning(state: TrainState, config: RunConfig, scan: str) -> None:
     in_a_row = int(state.skipped_in_a_row)
     if in_a_row >= config.train.max_skipped:
-        raise FloatingPointError(
+        raise DivergedError(
             f"{scan}, seed {config.train.seed}: loss or gradient was not finite in the last {in_a_row} steps up to "
             f"step {int(state.step)} (config.train.max_skipped = {config.train.max_skipped}). "
             "Lower optimizer.learning_rate or lengthen optimizer.warmup_steps"

@@ -11,23 +11,34 @@ _DRAW = 3  # fold_in's number for the draw; 0, 1 and 2 are what the step splits 
 
 @runtime_checkable
 class Autoencoder(Protocol):
-    """The part of an autoencoder that encoding needs: a pytree whose leaves are the weights.
+    """What the project needs of an autoencoder, as `zigma_jax.networks.load_autoencoder` gives them.
 
-    `factor`: pixels a side of one latent position; `name` and `fingerprint` say which network it is. `encode` takes
-    pictures (b, h, w, 3) in [-1, 1] and returns the mean and the logarithm of the variance, each (b, h / factor,
-    w / factor, c), in the network's own units; None for the latter if the network is deterministic.
+    A pytree whose leaves are the weights. `factor`: pixels a side of one latent position; `channels` of the latents;
+    `name` and `fingerprint` say which network it is; normalized latents are (z − shift) · scale, one number or one a
+    channel. `place` says where the weights were read. `encode` takes pictures (b, h, w, 3) in [-1, 1] and returns the mean
+    and the logarithm of the variance, each (b, h / factor, w / factor, channels), in the network's own units; None for
+    the latter if the network is deterministic. `decode` takes normalized latents, also of videos, and returns pictures.
     """
 
     @property
     def name(self) -> str: ...
-
     @property
     def fingerprint(self) -> str: ...
-
+    @property
+    def place(self) -> str: ...
     @property
     def factor(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def scale(self) -> tuple[float, ...]: ...
+    @property
+    def shift(self) -> tuple[float, ...]: ...
 
     def encode(self, images: Any) -> tuple[Any, Any]: ...
+    def normalize(self, z: Any) -> Any: ...
+    def decode(self, x1: Any) -> Any: ...
+    def with_statistics(self, scale: Any, shift: Any) -> Any: ...
 
 
 def posterior(

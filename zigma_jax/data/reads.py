@@ -5,12 +5,13 @@ import dataclasses
 from absl import logging
 
 from zigma_jax.data.sources import SourceInfo
+from zigma_jax.errors import UserError
 
 _GRACE = 1000  # samples read before the fraction of unreadable ones is taken at its word
 _NAMED = 10  # of the unreadable ones, so many are named in the log
 
 
-class BadDataError(RuntimeError):
+class BadDataError(UserError, RuntimeError):
     """More records were unreadable than `data.max_bad_fraction` allows."""
 
 

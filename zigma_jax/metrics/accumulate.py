@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from zigma_jax.errors import DataError
 from zigma_jax.metrics.frechet import Gaussian
 
 CHUNK = 512  # rows added up at a time
@@ -25,10 +26,10 @@ class Moments:
     def add(self, rows: Float[np.ndarray, "b k"]) -> None:
         """Raises ValueError for rows of another dimension than before, or not finite."""
         if self._waiting and rows.shape[1] != self._waiting[0].shape[1]:
-            raise ValueError(f"features of {rows.shape[1]} dimensions after some of {self._waiting[0].shape[1]}")
+            raise DataError(f"features of {rows.shape[1]} dimensions after some of {self._waiting[0].shape[1]}")
         if not np.isfinite(rows).all():
             row = self._sums.count + sum(map(len, self._waiting)) + int(np.argmin(np.isfinite(rows).all(1)))
-            raise ValueError(f"the features of sample {row} are not finite")
+            raise DataError(f"the features of sample {row} are not finite")
         self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= CHUNK:
             waiting = np.concatenate(self._waiting)
@@ -42,7 +43,7 @@ class Moments:
         sums = self._sums.plus(np.concatenate(self._waiting)) if self._waiting else self._sums
         n = sums.count
         if n < 2:
-            raise ValueError(f"{n} samples: a covariance needs at least 2")
+            raise DataError(f"{n} samples: a covariance needs at least 2")
         covariance = (sums.products - np.outer(sums.sum, sums.sum) / n) / (n - 1)
         return Gaussian(np.asarray(sums.shift + sums.sum / n), covariance, n)
 

@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
+from zigma_jax.errors import DataError
 from zigma_jax.metrics.accumulate import Moments, Sample
 from zigma_jax.metrics.frechet import Gaussian
 
@@ -111,7 +112,7 @@ def extract(
     if in_flight is not None:
         collect(*in_flight)
     if count < 2:
-        raise ValueError(f"{count} pictures: features of a set need at least 2")
+        raise DataError(f"{count} pictures: features of a set need at least 2")
     gaussians = {name: moments[name].gaussian() for name in GAUSSIAN if name in moments}
     return Features(extractor.name, extractor.fingerprint, count, size, source or {}, gaussians, sample.rows())
 
@@ -124,12 +125,12 @@ def _run(network: FeatureExtractor, images: UInt8[Array, "b h w 3"], sharding: N
 def check_same_network(features: Features, network: str, fingerprint: str, what: str, other: str) -> None:
     """Raises ValueError unless `features`, called `what`, are of this network, that of `other`."""
     if features.network != network:
-        raise ValueError(
+        raise DataError(
             f"{what} is of the network {features.network!r}, {other} of {network!r}: "
             "distances compare features of one network; extract both with the same"
         )
     if features.fingerprint and fingerprint and features.fingerprint != fingerprint:
-        raise ValueError(
+        raise DataError(
             f"{what} and {other} are both of {network!r}, with other weights (sha256 {features.fingerprint[:12]}… and "
             f"{fingerprint[:12]}…): extract both with the same weights"
         )
@@ -137,9 +138,9 @@ def check_same_network(features: Features, network: str, fingerprint: str, what:
 
 def _check_images(images: np.ndarray | Array, size: tuple[int, int] | None) -> tuple[int, int]:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"pictures {images.shape} {images.dtype}: must be (b, h, w, 3) uint8, 0 … 255")
+        raise DataError(f"pictures {images.shape} {images.dtype}: must be (b, h, w, 3) uint8, 0 … 255")
     if size not in (None, images.shape[1:3]):
-        raise ValueError(f"pictures of {images.shape[1:3]} pixels after some of {size}: one set has one size")
+        raise DataError(f"pictures of {images.shape[1:3]} pixels after some of {size}: one set has one size")
     return images.shape[1], images.shape[2]
 
 

@@ -20,7 +20,7 @@ class Gaussian:
     def of(features: Float[np.ndarray, "n k"]) -> "Gaussian":
         """The unbiased estimate. Raises ValueError for fewer than two samples."""
         if len(features) < 2:
-            raise ValueError(f"{len(features)} samples: a covariance needs at least 2")
+            raise DataError(f"{len(features)} samples: a covariance needs at least 2")
         features = features.astype(np.float64)
         return Gaussian(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
 

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from zigma_jax.errors import DataError
+
 
 def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = 10, seed: int = 2020) -> tuple[float, float]:
     """Mean and standard deviation over `splits` parts of exp(mean KL(p(class | picture) || p(class))).
@@ -14,9 +16,9 @@ def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = 10, se
     """
     n = len(logits)
     if not 1 <= splits <= n:
-        raise ValueError(f"splits = {splits}: must be in 1 … {n}, the number of samples")
+        raise DataError(f"splits = {splits}: must be in 1 … {n}, the number of samples")
     if not np.isfinite(logits).all():
-        raise ValueError("logits are not finite")
+        raise DataError("logits are not finite")
     order = np.random.RandomState(seed).permutation(n)
     scores = []
     for i in range(splits):

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from zigma_jax.errors import DataError
 from zigma_jax.metrics.features import FeatureExtractor, Features, check_same_network, extract
 from zigma_jax.metrics.frechet import Gaussian
 
@@ -31,7 +32,7 @@ def save_features(path: str | Path, features: Features) -> None:
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise ValueError(f"{path}: the name must end in .npz")
+        raise DataError(f"{path}: the name must end in .npz")
     about = {
         "format": _FORMAT,
         "network": features.network,
@@ -67,22 +68,22 @@ def load_features(path: str | Path, extractor: FeatureExtractor) -> Features:
     try:
         about = json.loads(str(arrays["json"])) if "json" in arrays else None
         if about is not None and about["format"] != _FORMAT:
-            raise ValueError(f"format {about['format']}, not {_FORMAT}: of another version of zigma_jax, extract anew")
+            raise DataError(f"format {about['format']}, not {_FORMAT}: of another version of zigma_jax, extract anew")
         count = None if about is None else about["count"]
         gaussians = {
             name: _gaussian(arrays, keys, count) for name, keys in _GAUSSIANS.items() if arrays.keys() & set(keys)
         }
         rows = {name: np.asarray(arrays[key], np.float32) for name, key in _ROWS.items() if key in arrays}
         if "pool" not in gaussians:
-            raise ValueError(f"no mu and sigma in it, but {', '.join(sorted(arrays)) or 'nothing'}")
+            raise DataError(f"no mu and sigma in it, but {', '.join(sorted(arrays)) or 'nothing'}")
         if "pool" in rows and rows["pool"].shape[1:] != gaussians["pool"].mean.shape:
-            raise ValueError(f"feats {rows['pool'].shape} for mu {gaussians['pool'].mean.shape}")
+            raise DataError(f"feats {rows['pool'].shape} for mu {gaussians['pool'].mean.shape}")
         if about is None:
             return Features(extractor.name, "", None, None, {"file": Path(path).name}, gaussians, rows)
         size = None if about["image_size"] is None else tuple(about["image_size"])
         network, fingerprint, source = about["network"], about["weights_sha256"], about["source"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a file of features: {error}") from error
+        raise DataError(f"{path} is not a file of features: {error}") from error
     features = Features(network, fingerprint, count, size, source, gaussians, rows)
     check_same_network(features, extractor.name, extractor.fingerprint, str(path), "what it is used for")
     return features
@@ -105,7 +106,7 @@ def cached_features(
     if Path(path).exists():
         features = load_features(path, extractor)
         if dict(features.source) != dict(source):
-            raise ValueError(
+            raise DataError(
                 f"{path} is of {dict(features.source)}, not of {dict(source)}: give another path, or remove the file"
             )
         return features
@@ -121,22 +122,22 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an npz file (pickles are never read)")
+        raise DataError(f"{path} is not an npz file (pickles are never read)")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files if key in known}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged, or holds objects instead of numbers: {error}") from error
+        raise DataError(f"{path} is damaged, or holds objects instead of numbers: {error}") from error
 
 
 def _gaussian(arrays: dict[str, np.ndarray], keys: tuple[str, str], count: int | None) -> Gaussian:
     if missing := [key for key in keys if key not in arrays]:
-        raise ValueError(f"no {missing[0]} in it")
+        raise DataError(f"no {missing[0]} in it")
     mean, covariance = (np.asarray(arrays[key], np.float64) for key in keys)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(f"{keys[0]} {mean.shape} and {keys[1]} {covariance.shape} are no mean and covariance")
+        raise DataError(f"{keys[0]} {mean.shape} and {keys[1]} {covariance.shape} are no mean and covariance")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError(f"{keys[0]} or {keys[1]} is not finite")
+        raise DataError(f"{keys[0]} or {keys[1]} is not finite")
     return Gaussian(mean, covariance, count)
 
 

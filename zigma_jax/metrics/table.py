@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 
+from zigma_jax.errors import ConfigError
 from zigma_jax.metrics.features import Features, check_same_network
 from zigma_jax.metrics.frechet import frechet_distance
 from zigma_jax.metrics.inception_score import inception_score
@@ -68,13 +69,13 @@ def check_metrics(features: Features, reference: Features, names: Sequence[str] 
     Looks at names, counts and shapes alone, so that it can be asked before long work, with numbers that are made up.
     """
     if unknown := [name for name in names or () if name not in METRICS]:
-        raise ValueError(f"metrics {', '.join(map(repr, unknown))}: unknown; known are {', '.join(METRICS)}")
+        raise ConfigError(f"metrics {', '.join(map(repr, unknown))}: unknown; known are {', '.join(METRICS)}")
     check_same_network(features, reference.network, reference.fingerprint, "the set", "the reference")
     if names is None:
         names = [name for name in METRICS if _missing(name, features, reference) is None]
     for name in names:
         if problem := _missing(name, features, reference):
-            raise ValueError(f"metric {name!r}: {problem}")
+            raise ConfigError(f"metric {name!r}: {problem}")
     if features.image_size and reference.image_size and features.image_size != reference.image_size:
         warnings.warn(
             f"pictures of {features.image_size} pixels are compared with a reference of {reference.image_size}: "

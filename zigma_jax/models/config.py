@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from zigma_jax.errors import ConfigError
+
 CHOICES = {
     "pos_embed": ("none", "sincos", "learned", "per_layer"),
     "dtype": ("float32", "bfloat16"),
@@ -68,7 +70,7 @@ class ZigMaConfig:
 
         def require(ok: bool, field: str, rule: str):
             if not ok:
-                raise ValueError(f"ZigMaConfig.{field} = {getattr(self, field)!r}: {rule}")
+                raise ConfigError(f"ZigMaConfig.{field} = {getattr(self, field)!r}: {rule}")
 
         require(
             len(self.sample_shape) in (3, 4) and all(s > 0 for s in self.sample_shape),

@@ -1,7 +1,6 @@
 """Samples as pictures, and pictures as samples: one way for previews, `sample`, `evaluate` and training."""
 
 import math
-from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +9,13 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, UInt8
 
 from zigma_jax.data.config import LatentConfig
-from zigma_jax.errors import ConfigError
+from zigma_jax.data.posterior import Autoencoder
+from zigma_jax.errors import ConfigError, DivergedError
 from zigma_jax.training.sampling import on_host
 from zigma_jax.training.sharding import batch_sharding, replicated
 
 NOT_FINITE = (255, 0, 255)
 PIXELS = 2**19  # decoded or encoded by one device at a time: eight pictures of 256 x 256
-
-
-@runtime_checkable
-class Autoencoder(Protocol):
-    """What is needed of an autoencoder: a pytree whose arrays are its weights. `load_autoencoder` gives such ones."""
-
-    name: str
-    fingerprint: str
-    factor: int
-    """Pixels along one side of a latent."""
-    channels: int
-    """Of a latent."""
-    scale: tuple[float, ...]
-    shift: tuple[float, ...]
-
-    def encode(self, images: Any) -> Any: ...
-    def normalize(self, z: Any) -> Any: ...
-    def decode(self, x1: Any) -> Any: ...
 
 
 class Decoder:
@@ -82,12 +64,12 @@ class Decoder:
         """The same of samples number `first` and those after it, all of which have to be finite.
 
         Raises:
-            FloatingPointError: a sample, or its picture, is not finite; names the first by its number.
+            DivergedError: a sample, or its picture, is not finite; names the first by its number.
         """
         pictures, finite = self._decode(samples)
         if not finite.all():
             broken = first + int(np.argmin(finite))
-            raise FloatingPointError(f"sample {broken} is not finite: the model, or the solver, has diverged")
+            raise DivergedError(f"sample {broken} is not finite: the model, or the solver, has diverged")
         return pictures
 
     def encode(self, images: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n ..."]:

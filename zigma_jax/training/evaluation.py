@@ -60,7 +60,7 @@ def drawn(
 ) -> Pictures:
     """The first `count` samples that `draw` draws, with labels (count,), as the pictures that `decoder` makes of them.
 
-    Drawn anew each time that they are gone through, which raises FloatingPointError for samples that are not finite.
+    Drawn anew each time that they are gone through, which raises DivergedError for samples that are not finite.
 
     Raises:
         ConfigError: the model draws no pictures, but videos; or is conditioned on text.

@@ -114,6 +114,8 @@ def open_samples(config: RunConfig, source: "Source") -> tuple[SampleSource, Run
     found = (_in_step if latent.cache == "step" else _encoded)(config, source, autoencoder)
     used = found.autoencoder
     latent = dataclasses.replace(latent, fingerprint=used.fingerprint, scale=tuple(used.scale), shift=tuple(used.shift))
+    if used.place.startswith("hf://"):  # which has the commit in it
+        latent = dataclasses.replace(latent, autoencoder=f"{used.name}:{used.place}", weights=None)
     return found, dataclasses.replace(config, latent=latent)
 
 

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zigma_jax.errors import ConfigError
+
 BATCH = PartitionSpec(("data", "fsdp"))
 SMALLEST_DIVIDED = 2**14  # elements; below that, gathering costs more than the memory saved
 
@@ -15,19 +17,19 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """All devices (of all processes) as a mesh of (devices / fsdp, fsdp).
 
     Raises:
-        ValueError: fsdp does not divide the number of devices.
+        ConfigError: fsdp does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) % fsdp:
-        raise ValueError(f"config.train.fsdp = {fsdp}: must divide the number of devices, {len(devices)}")
+        raise ConfigError(f"config.train.fsdp = {fsdp}: must divide the number of devices, {len(devices)}")
     return Mesh(np.asarray(devices).reshape(-1, fsdp), ("data", "fsdp"))
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises ValueError unless every device gets the same whole number of samples in every part of the batch."""
+    """Raises ConfigError unless every device gets the same whole number of samples in every part of the batch."""
     if batch_size % (accumulate * mesh.size):
         parts = f" × {accumulate} parts (train.accumulate)" if accumulate > 1 else ""
-        raise ValueError(
+        raise ConfigError(
             f"config.train.batch_size = {batch_size}: must be divisible by the number of devices, {mesh.size}{parts}"
         )
 

