@@ -71,6 +71,7 @@ def test_killed_and_stopped_by_ctrl_c_it_goes_on(tmp_path):
         while not (broken / f"{count:06d}.png").exists():
             assert process.is_alive(), output.read_text()
             time.sleep(0.01)
+        assert process.pid
         os.kill(process.pid, number)
         process.join()
         ends.append((process.exitcode, json.loads((broken / "manifest.json").read_text())))

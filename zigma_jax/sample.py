@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import app, flags
 from tqdm import tqdm
@@ -33,6 +34,7 @@ from zigma_jax.training.sample_directory import SampleDirectory, check_directory
 from zigma_jax.training.sampling import Labels, batches, choose_labels, on_host
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.stops import Stops
+from zigma_jax.training.workdir import owned
 
 _SOURCE = flags.DEFINE_string("source", None, "Workdir, .pt, .safetensors or directory of orbax parameters.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for the samples; by default samples/ beside the source.")
@@ -75,16 +77,11 @@ def sample(source: Path) -> None:
         arrays, kept = arrays | {"latents": (shape, np.float32)}, ("latents",)
     settings = drawing.settings() | {"encoded": _ENCODE.value, "labels": labels}
 
-    with SampleDirectory(
-        output,
-        num,
-        settings,
-        drawing.about,
-        decoder.picture_shape if images is None else None,
-        arrays,
-        kept,
-        overwrite=_OVERWRITE.value,
-    ) as directory:
+    pictures = decoder.picture_shape if images is None else None
+    with (
+        owned(output),
+        SampleDirectory(output, num, settings, drawing.about, pictures, arrays, kept, _OVERWRITE.value) as directory,
+    ):
         if directory.finished:
             print(f"{output}: holds these {num} samples already")
             return
@@ -98,7 +95,14 @@ def _fill(directory: SampleDirectory, work: Work, labels_of: Callable[[np.ndarra
     """Draws and writes what is not there yet. The first signal to stop ends the program after the batch at hand."""
     size = min(_BATCH.value, directory.num)
     interval = 0.1 if sys.stderr.isatty() else 30  # a log file wants few lines
-    bar = tqdm(total=directory.num, initial=directory.count, unit="sample", desc=name, mininterval=interval)
+    bar = tqdm(
+        total=directory.num,
+        initial=directory.count,
+        unit="sample",
+        desc=name,
+        mininterval=interval,
+        disable=jax.process_index() > 0,
+    )
     with Stops(exit_at_second=True) as stops, bar:
         for numbers, count in batches(directory.num, size, directory.count):
             pictures, arrays = work(numbers, count, labels_of(numbers))

@@ -145,7 +145,7 @@ def test_memory_and_precision_of_pairs():
         assert lowered.as_text().count("dot_general") == lowered.as_text().count("precision = [HIGHEST, HIGHEST]") > 0
         memory = lowered.compile().memory_analysis()
         assert memory is not None
-        assert memory.temp_size_in_bytes < x.nbytes + 20 * n * n * 4 < n * n * d * 4
+        assert memory.temp_size_in_bytes < 2 * x.nbytes + 20 * n * n * 4 < n * n * d * 4  # rounded rows, and the rest
 
 
 def test_inception_score_ends():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ SETTINGS = {"seed": 0, "sample": {"steps": 3, "times": (0.0, 1.0)}}
 LATENTS = np.random.default_rng(1).normal(size=(10, 2, 4)).astype(np.float32)
 
 
-def open_directory(path, num=10, settings=SETTINGS, **options):
+def open_directory(path, num=10, settings: Any = SETTINGS, **options):
     return SampleDirectory(path, num, settings, {"model": "toy"}, (8, 6, 3), **options)
 
 
@@ -100,7 +101,8 @@ def test_others_samples_are_neither_mixed_nor_lost(tmp_path):
     fill(tmp_path)
     before = contents(tmp_path)
     other = SETTINGS | {"seed": 1}
-    for options in ({"settings": other}, {"num": 3}, {"arrays": {"latents": ((2,), np.float32)}}):
+    changes: list[dict[str, Any]] = [{"settings": other}, {"num": 3}, {"arrays": {"latents": ((2,), np.float32)}}]
+    for options in changes:
         with pytest.raises(ConfigError, match=r"holds samples of other settings \(10 of 10\).*--overwrite"):
             open_directory(tmp_path, **options)
     with pytest.raises(ConfigError, match="\n  seed: 0 there, 1 now"):
@@ -115,6 +117,10 @@ def test_others_samples_are_neither_mixed_nor_lost(tmp_path):
     assert sorted(contents(tmp_path)) == names
     assert pictures_of(tmp_path).count == 3
     fill(tmp_path, settings=other, overwrite=True)
+
+    with open_directory(tmp_path / "failed"):  # before a sample was there, by settings that could not work
+        pass
+    fill(tmp_path / "failed", settings=other)
 
     photographs = tmp_path / "photographs"
     photographs.mkdir()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
@@ -18,6 +19,7 @@ from zigma_jax.data.picture_sets import Pictures, Size
 from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.files import sync_directory, write_atomically
 from zigma_jax.training.preview import animation, make_grid, save_png
+from zigma_jax.training.processes import from_primary
 from zigma_jax.training.streams import ArrayStream, Parts, write_npz
 
 MANIFEST = "manifest.json"
@@ -32,7 +34,7 @@ class SampleDirectory:
 
     A killed program's directory goes on where it was: of what the manifest does not count, nothing is kept. Each
     sample is a picture (uint8 (h, w, 3), NNNNNN.png), a video (uint8 (f, h, w, 3), NNNNNN.webp) or an array alone.
-    Used as a context, which closes its files. One process writes it.
+    Used as a context, which closes its files. All processes call it alike, and the first one writes.
 
     settings: what the samples depend on. A directory of other settings is refused, and so is any directory that holds
         something else: samples never mix.
@@ -60,43 +62,44 @@ class SampleDirectory:
         kept: Sequence[str] = (),
         overwrite: bool = False,
     ):
-        check_directory(path)
-        arrays = arrays or {}
-        self.path, self.num, self._shape, self._kept = path, num, shape, kept
+        self.path, self.num, self._shape, self._arrays, self._kept = path, num, shape, arrays or {}, kept
         suffix = None if shape is None else _VIDEO if len(shape) == 4 else _PICTURE
-        before = _read_manifest(path)
-        settings = json.loads(json.dumps({**settings, "num": num, "files": suffix, "arrays": sorted(arrays)}))
-        if before is None:
-            if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if not p.name.startswith("."))):
-                raise ConfigError(
-                    f"--output={path}: holds {others[0]}{' and other files' * (len(others) > 1)}, and no {MANIFEST} "
-                    "says that samples may go on there; name a new directory"
-                )
-        elif before["settings"] != settings or (before["finished"] and overwrite):
-            if not overwrite:
-                raise ConfigError(_other_settings(path, before, settings))
-            _remove(path, before)
-            before = None
-        self.count, self.finished = (before["count"], before["finished"]) if before else (0, False)
-        self._manifest = {
+        settings = {**settings, "num": num, "pictures": suffix and f"%06d{suffix}", "arrays": sorted(self._arrays)}
+        self._manifest: dict[str, Any] = {
             "format": FORMAT,
-            "finished": self.finished,
-            "count": self.count,
+            "finished": False,
+            "count": 0,
             "num": num,
-            "pictures": suffix and f"%06d{suffix}",
+            "pictures": settings["pictures"],
             "about": dict(about),
-            "settings": settings,
+            "settings": json.loads(json.dumps(settings)),
         }
+        self._writes = jax.process_index() == 0
         self._streams: dict[str, ArrayStream] = {}
-        self._pool: ThreadPoolExecutor | None = None
-        if self.finished:
-            self._remove_packed(arrays)
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self.count, self.finished = from_primary(lambda: self._open(overwrite))
+
+    def _open(self, overwrite: bool) -> tuple[int, bool]:
+        """Checks and prepares the directory; returns how many samples are there, and whether that is all."""
+        check_directory(self.path)
+        before, settings = _read_manifest(self.path), self._manifest["settings"]
+        if before is None:
+            _check_empty(self.path)
+        elif before["settings"] != settings or (before["finished"] and overwrite):
+            if before["count"] and not overwrite:
+                raise ConfigError(_other_settings(self.path, before, settings))
+            _remove(self.path, before)
         else:
-            path.mkdir(parents=True, exist_ok=True)
-            self._write_manifest()
-            for name, (item, dtype) in arrays.items():
-                self._streams[name] = ArrayStream(path / f"{name}.npy", (num, *item), dtype, self.count)
-            self._pool = ThreadPoolExecutor(os.cpu_count())
+            self._manifest |= {name: before[name] for name in ("count", "finished")}
+        count, finished = self._manifest["count"], self._manifest["finished"]
+        if finished:
+            self._remove_packed(self._arrays)
+            return count, finished
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write_manifest()
+        for name, (item, dtype) in self._arrays.items():
+            self._streams[name] = ArrayStream(self.path / f"{name}.npy", (self.num, *item), dtype, count)
+        return count, finished
 
     def __enter__(self) -> "SampleDirectory":
         return self
@@ -104,8 +107,7 @@ class SampleDirectory:
     def __exit__(self, *_: object) -> None:
         for stream in self._streams.values():
             stream.close()
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
 
     def add(self, pictures: UInt8[np.ndarray, "b ..."] | None, **arrays: Shaped[np.ndarray, "b ..."]) -> None:
         """Adds the next samples. When this returns they are on the disk, and counted.
@@ -113,22 +115,21 @@ class SampleDirectory:
         Raises:
             OSError: they could not be written; those before them are as they were.
         """
-        count = len(next(iter(arrays.values())) if pictures is None else pictures)
+        count = self.count + len(next(iter(arrays.values())) if pictures is None else pictures)
         try:
-            if pictures is not None:
-                assert self._pool is not None
-                list(self._pool.map(self._write_picture, range(self.count, self.count + count), pictures))
-            for name, rows in arrays.items():
-                self._streams[name].append(rows)
-            sync_directory(self.path)
-            self.count += count
-            self._write_manifest()
+            if self._writes:
+                if pictures is not None:
+                    list(self._pool.map(self._write_picture, range(self.count, count), pictures))
+                for name, rows in arrays.items():
+                    self._streams[name].append(rows)
+                sync_directory(self.path)
+                self._write_manifest(count=count)
         except OSError as error:
-            kept = self._manifest["count"]
             raise OSError(
-                f"{error.strerror or error} while samples were written to {self.path}: the first {kept} of {self.num} "
-                "are whole, and the same command goes on from them"
+                f"{error.strerror or error} while samples were written to {self.path}: the first {self.count} of "
+                f"{self.num} are whole, and the same command goes on from them"
             ) from error
+        self.count = count
 
     def finish(self, labels: Int[np.ndarray, " n"] | None) -> None:
         """Once all were added: arrays become NAME.npz, pictures samples.npz and grid.png, and the manifest says so.
@@ -136,6 +137,9 @@ class SampleDirectory:
         labels: of all samples, put beside them in an npz as `labels`.
         """
         assert self.count == self.num, f"{self.count} samples of {self.num}"
+        self.finished = True
+        if not self._writes:
+            return
         beside = {} if labels is None else {"labels": Parts((self.num,), np.int32, [labels])}
         packed = {name: stream for name, stream in self._streams.items() if name not in self._kept}
         for name, stream in packed.items():
@@ -146,8 +150,7 @@ class SampleDirectory:
                 samples = Parts((self.num, *self._shape), np.uint8, parts)
                 write_npz(self.path / "samples.npz", {"samples": samples} | beside)
             self._write_grid(packed.get("samples"))
-        self.finished = True
-        self._write_manifest()
+        self._write_manifest(finished=True)
         self._remove_packed(packed)
 
     def _remove_packed(self, names: Iterable[str]) -> None:
@@ -180,9 +183,10 @@ class SampleDirectory:
         found = (video for part in videos.parts() for video in part) if videos else self._pictures()
         save_png(self.path / "grid.png", make_grid(np.stack(list(itertools.islice(found, count)))))
 
-    def _write_manifest(self) -> None:
-        self._manifest |= {"count": self.count, "finished": self.finished}
-        write_atomically(self.path / MANIFEST, json.dumps(self._manifest, indent=1).encode())
+    def _write_manifest(self, **changes: int) -> None:
+        manifest = self._manifest | changes
+        write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
+        self._manifest = manifest
 
 
 def check_directory(path: Path) -> None:
@@ -192,6 +196,16 @@ def check_directory(path: Path) -> None:
         raise ConfigError(f"--output={path}: {there} is a file, where a directory for the results is needed")
     if not os.access(there, os.W_OK):
         raise ConfigError(f"--output={path}: {there} cannot be written to")
+
+
+def _check_empty(path: Path) -> None:
+    """Raises ConfigError for a directory that holds anything but hidden files."""
+    others = sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
+    if others:
+        raise ConfigError(
+            f"--output={path}: holds {others[0]}{' and other files' * (len(others) > 1)}, and no {MANIFEST} says that "
+            "samples may go on there; name a new directory"
+        )
 
 
 def has_manifest(path: Path) -> bool:

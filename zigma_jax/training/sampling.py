@@ -20,7 +20,7 @@ from zigma_jax.training.sharding import batch_sharding
 from zigma_jax.training.state import Params
 
 Labels = Int[np.ndarray, " n"] | None
-Sampler = Callable[[Params, Int[np.ndarray, " n"], Labels], Float[Array, "n ..."]]
+Sampler = Callable[[Params, Int[np.ndarray, " n"], Labels], Float[Array | np.ndarray, "n ..."]]
 Encoder = Callable[[Params, Float[np.ndarray, "n ..."], Labels], Float[Array, "n ..."]]
 
 
