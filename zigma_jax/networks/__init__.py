@@ -17,15 +17,18 @@ from zigma_jax.networks import dinov2, effnet, inception
 from zigma_jax.networks.autoencoder import Autoencoder, autoencoder_geometry, load_autoencoder
 from zigma_jax.networks.extractor import Extractor
 from zigma_jax.networks.sources import MissingWeightsError, find_weights
+from zigma_jax.networks.text_encoder import TextEncoder, load_text_encoder
 
 __all__ = [
     "NETWORKS",
     "Autoencoder",
     "Extractor",
+    "TextEncoder",
     "autoencoder_geometry",
     "find_weights",
     "load_autoencoder",
     "load_network",
+    "load_text_encoder",
 ]
 
 # name: (what builds it from a file, where a package has one or None, what to do where there is none)
