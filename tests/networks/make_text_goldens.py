@@ -101,6 +101,6 @@ if __name__ == "__main__":
     clip_tokens(found, sys.argv[1])
     clip_towers(found)
     minilm(found, sys.argv[2])
-    np.savez_compressed(GOLDENS / "text.npz", **found)
+    np.savez_compressed(GOLDENS / "text.npz", **found)  # pyright: ignore[reportArgumentType]
     for key, value in found.items():
         print(f"{key:16s} {value.shape} {value.dtype}")

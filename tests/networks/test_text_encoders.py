@@ -187,7 +187,10 @@ def test_bert_by_its_first_files(minilm, tmp_path):
     config = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config |= {"intermediate_size": 8, "max_position_embeddings": 128, "vocab_size": 30522}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    sizes = {"embeddings.word_embeddings.weight": (30522, 8), "embeddings.position_embeddings.weight": (128, 8)}
+    sizes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (30522, 8),
+        "embeddings.position_embeddings.weight": (128, 8),
+    }
     sizes |= {
         "embeddings.token_type_embeddings.weight": (2, 8),
         "pooler.dense.weight": (8, 8),

@@ -102,17 +102,14 @@ class Tokenizer:
             elif "vocab.json" in self._files:
                 tokenizer = _clip(self._files, self._place)
             else:
-                tokenizer = _bert(self._files, settings)
+                tokenizer = _bert(self._files, settings, self._place)
         except WeightsError:
             raise
         except Exception as error:  # the library raises nothing more precise
             raise WeightsError(f"{self._place}: the tokenizer is damaged or of another kind ({error})") from error
         tokenizer.no_padding()
         default = "<|endoftext|>" if self._padded else "[PAD]"
-        pad = tokenizer.token_to_id(settings.get("pad_token") or default)
-        if pad is None:
-            raise WeightsError(f"{self._place}: the tokenizer has no token {settings.get('pad_token') or default!r}")
-        return tokenizer, pad
+        return tokenizer, _id(tokenizer, settings.get("pad_token") or default, self._place)
 
 
 def _found(source: Weights, folder: str) -> dict[str, Path]:
@@ -167,14 +164,13 @@ def _clip(files: dict[str, Path], place: str) -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    ids = {token: tokenizer.token_to_id(token) for token in (start, end)}
     tokenizer.post_processor = processors.RobertaProcessing(
-        (end, ids[end]), (start, ids[start]), trim_offsets=False, add_prefix_space=False
+        *((token, _id(tokenizer, token, place)) for token in (end, start)), trim_offsets=False, add_prefix_space=False
     )
     return tokenizer
 
 
-def _bert(files: dict[str, Path], settings: dict[str, Any]) -> Any:
+def _bert(files: dict[str, Path], settings: dict[str, Any], place: str) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordPiece.from_file(str(files["vocab.txt"]), unk_token="[UNK]"))
@@ -186,6 +182,13 @@ def _bert(files: dict[str, Path], settings: dict[str, Any]) -> Any:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+        *((token, _id(tokenizer, token, place)) for token in ("[SEP]", "[CLS]"))
     )
     return tokenizer
+
+
+def _id(tokenizer: Any, token: str, place: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise WeightsError(f"{place}: the tokenizer has no token {token!r}")
+    return found
