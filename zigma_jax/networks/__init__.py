@@ -1,6 +1,6 @@
 """Networks that are used as they were published, and not trained here; one architecture a file.
 
-`load_text_encoder(place)`: captions to token states (`text_encoder`). `load_network(name, weights)`: pictures to features:
+`load_text_encoder(place)`: captions to token states. `load_network(name, weights)`: pictures to features.
 
 | name | network | "pool" | besides |
 |---|---|---|---|
