@@ -23,7 +23,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from zigma_jax.data.config import DataConfig, LatentConfig
-from zigma_jax.data.picture_sets import Pictures, Size, of_dataset, of_files
+from zigma_jax.data.pictures.sets import Pictures, Size, of_dataset, of_files
 from zigma_jax.data.pipeline import open_source
 from zigma_jax.data.sources import Source
 from zigma_jax.drawing import DEFINE_drawing, Drawing

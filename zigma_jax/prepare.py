@@ -11,8 +11,10 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from zigma_jax.data import images, sources
+from zigma_jax.data import sources
 from zigma_jax.data.config import DataConfig
+from zigma_jax.data.pictures.decode import decode
+from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.config import RunConfig
@@ -86,15 +88,15 @@ def write_preview(source: sources.Source, path: Path, pixels: int, count: int = 
     pictures = []
     for index in range(min(count, len(source))):
         try:
-            image = images.decode(source.picture(source[index]))
+            image = decode(source.picture(source[index]))
         except Exception as error:
             print(f"  record {index} is unreadable: {type(error).__name__}: {error}")
             continue
-        pictures.append(images.center_crop(image, (pixels, pixels)))
+        pictures.append(center_crop(image, (pixels, pixels)))
     if not pictures:
         raise DataError(f"none of the first {count} records of {source.info.name} can be read")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(path, make_grid(images.to_float(np.stack(pictures)), columns=16 if len(pictures) > 32 else 8))
+    save_png(path, make_grid(to_float(np.stack(pictures)), columns=16 if len(pictures) > 32 else 8))
 
 
 if __name__ == "__main__":

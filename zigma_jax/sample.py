@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from zigma_jax.data.read_pictures import read_pictures
+from zigma_jax.data.pictures.sets import read_pictures
 from zigma_jax.drawing import DEFINE_drawing, Drawing
 from zigma_jax.errors import ConfigError
 from zigma_jax.programs import exit_with_errors, parse_flags

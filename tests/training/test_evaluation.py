@@ -14,8 +14,8 @@ from tests.random_model import random_model
 from tests.training.fake_autoencoder import FakeAutoencoder
 from tests.training.tiny import tiny_config
 from zigma_jax import train as train_program
-from zigma_jax.data.images import to_float
-from zigma_jax.data.picture_sets import Pictures, of_dataset
+from zigma_jax.data.pictures.pixels import to_float
+from zigma_jax.data.pictures.sets import Pictures, of_dataset
 from zigma_jax.data.pipeline import open_source
 from zigma_jax.errors import ConfigError
 from zigma_jax.metrics import FewSamplesWarning

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from zigma_jax.data.config import DataConfig
-from zigma_jax.data.images import to_uint8
+from zigma_jax.data.pictures.pixels import to_uint8
 from zigma_jax.errors import ConfigError
 from zigma_jax.files import write_atomically
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from zigma_jax.ablation.config import AblationConfig, Experiment
 from zigma_jax.ablation.distance import MEANING, make_statistics
 from zigma_jax.ablation.pictures import Pictures, training_batches
-from zigma_jax.data.images import to_uint8
+from zigma_jax.data.pictures.pixels import to_uint8
 from zigma_jax.errors import DivergedError
 from zigma_jax.metrics import frechet_distance
 from zigma_jax.models.config import ZigMaConfig

@@ -27,9 +27,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 from tqdm import tqdm
 
-from zigma_jax.data import images
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.encoded_files import EncodedFiles
+from zigma_jax.data.pictures.decode import decode
+from zigma_jax.data.pictures.pixels import CROP, center_crop, to_float
 from zigma_jax.data.posterior import Autoencoder, posterior
 from zigma_jax.data.reads import BadDataError, Reads
 from zigma_jax.data.sources import Source, SourceInfo
@@ -161,7 +162,7 @@ def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache
         "split": info.split,
         "length": info.length,
         "image_size": list(size),
-        "crop": images.CROP,
+        "crop": CROP,
         "mirrored": config.flip,
         "autoencoder": autoencoder.name,
         "weights": autoencoder.fingerprint,
@@ -265,7 +266,7 @@ Picture = tuple[np.ndarray, int] | str
 def _read(source: Source, size: tuple[int, int], index: int) -> tuple[int, Picture]:
     try:
         record = source[index]
-        pixels = images.center_crop(images.decode(source.picture(record)), size)
+        pixels = center_crop(decode(source.picture(record)), size)
     except Exception as error:  # damage shows as any exception of the reader, parser or decoder
         return index, f"{type(error).__name__}: {error}"
     return index, (pixels, source.label(record) if source.info.num_classes else -1)
@@ -322,7 +323,7 @@ class _Encoder:
             yield index, wrong or [row | label for row in rows]
 
     def _encode(self, pixels: np.ndarray) -> dict[str, Float[np.ndarray, "b h w c"]]:
-        mean, std = self._posterior(self._autoencoder, jax.device_put(images.to_float(pixels), self._divided))
+        mean, std = self._posterior(self._autoencoder, jax.device_put(to_float(pixels), self._divided))
         return {"mean": np.asarray(mean)} | ({} if std is None else {"std": np.asarray(std)})
 
 

@@ -14,9 +14,10 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from zigma_jax.data import images
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.encoded import EncodedSet
+from zigma_jax.data.pictures.decode import decode
+from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.data.reads import BadDataError, Reads
 from zigma_jax.data.sources import Source, SourceInfo, open_source
 from zigma_jax.errors import ConfigError, DataError
@@ -55,12 +56,12 @@ class Pictures:
     def read(self, index: int, flip: bool) -> tuple[Any, np.ndarray]:
         """The record and its pixels."""
         record = self.source[index]
-        pixels = images.center_crop(images.decode(self.source.picture(record)), self.size)
+        pixels = center_crop(decode(self.source.picture(record)), self.size)
         return record, pixels[:, ::-1] if flip else pixels
 
     def batch(self, examples: list[tuple[Any, np.ndarray]]) -> Batch:
         """`image`, and `label` if there are classes."""
-        batch: Batch = {"image": images.to_float(np.stack([pixels for _, pixels in examples]))}
+        batch: Batch = {"image": to_float(np.stack([pixels for _, pixels in examples]))}
         if self.info.num_classes:
             batch["label"] = np.array([self.source.label(record) for record, _ in examples], np.int32)
         return batch
@@ -79,15 +80,18 @@ class _Reader:
         return {**batch, "index": np.array([index for index, _ in read], np.int32)}, failures
 
     def _read(self, index: int, flip: bool, failures: list[tuple[int, str]]) -> tuple[int, Any]:
+        message = ""
         for candidate in self._candidates(index):
             try:
                 return candidate, self.examples.read(candidate, flip)
             except Exception as error:  # damage shows as any exception of the reader, parser or decoder
-                failures.append((candidate, f"{type(error).__name__}: {error}"))
+                message = f"{type(error).__name__}: {error}"
+                if candidate == index:  # one sample is unreadable, however many are tried in its place
+                    failures.append((index, message))
         raise BadDataError(
             f"record {index} of {self.examples.info.name} and {_ATTEMPTS} drawn in its place are all "
             f"unreadable; "
-            f"the last: {failures[-1][1]}"
+            f"the last: {message}"
         )
 
     def _candidates(self, index: int) -> Iterator[int]:
@@ -290,7 +294,7 @@ def one_pass(
 
 def _warn_if_enlarged(source: Source, size: tuple[int, int]) -> None:
     try:
-        image = images.decode(source.picture(source[0]))
+        image = decode(source.picture(source[0]))
     except Exception:
         return  # reading will count it
     if image.height < size[0] or image.width < size[1]:

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from zigma_jax.data.images import to_float
-from zigma_jax.data.picture_sets import Pictures, of_dataset
+from zigma_jax.data.pictures.pixels import to_float
+from zigma_jax.data.pictures.sets import Pictures, of_dataset
 from zigma_jax.data.pipeline import open_source
 from zigma_jax.data.sources import Source
 from zigma_jax.errors import ConfigError

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from zigma_jax.data.images import center_crop, decode
-from zigma_jax.data.picture_sets import Pictures, Size
+from zigma_jax.data.pictures.decode import decode
+from zigma_jax.data.pictures.pixels import center_crop
+from zigma_jax.data.pictures.sets import Pictures, Size
 from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.files import sync_directory, write_atomically
 from zigma_jax.training.preview import animation, make_grid, save_png

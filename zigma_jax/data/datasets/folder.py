@@ -5,112 +5,154 @@ DIR/cat/a.png  DIR/dog/b.jpg                one class for each folder in DIR
 DIR/train/...  DIR/test/...                 the same, one folder for each split
 DIR/metadata.jsonl | metadata.csv           rows of file_name and text | caption, label (also inside a
 split's folder)
+DIR/a.png  DIR/a.txt                        captions beside the picture, one a line
 """
 
-import csv
 import hashlib
-import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
+from absl import logging
 from tqdm import tqdm
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-SPLITS = ("train", "validation", "val", "test")
-METADATA = ("metadata.jsonl", "metadata.csv")
-CAPTION_COLUMNS = ("text", "caption")
-LABEL_COLUMNS = ("label", "class")
+from zigma_jax.data.datasets.classes import class_ids
+from zigma_jax.data.datasets.tables import Row, captions_beside, find_table, read_table
+from zigma_jax.data.pictures.files import SUFFIXES, find_pictures, is_directory, is_picture, list_visible
+from zigma_jax.errors import DataError
+
+SPLITS = ("train", "validation", "valid", "val", "test")
 
 
 class Picture(NamedTuple):
-    """One picture of a folder; label None where there are no classes, caption None where there are no
-    texts."""
+    """One picture of a folder; label None where there are no classes, captions empty where there are no texts."""
 
     path: Path
     label: str | None
-    caption: str | None
+    captions: tuple[str, ...]
 
 
 def scan(folder: Path) -> dict[str, list[Picture]]:
     """The pictures of a folder by split, each in the order of their names or of the metadata's rows.
 
-    Raises ValueError naming `data.folder` and the rule broken: a missing folder, no pictures, rows that
-    name no file, rows without a label beside rows with one, pictures both inside and outside class folders.
+    Raises:
+        DataError: naming `data.folder` and the rule broken: a missing folder, no pictures, a table that cannot be used
+            (see `tables`), one file in two rows of different labels, rows without a label or caption beside rows with
+            one, pictures both inside and outside of class folders or of the splits' folders.
     """
+    where = f"data.folder={str(folder)!r}"
     if not folder.is_dir():
-        raise ValueError(f"data.folder={str(folder)!r}: there is no such directory")
-    splits = {name: folder / name for name in SPLITS if (folder / name).is_dir()}
-    if not splits or any((folder / name).is_file() for name in METADATA):
-        splits = {"train": folder}
-    found = {name: _scan_split(path) for name, path in splits.items()}
+        raise DataError(f"{where}: there is no such directory")
+    try:
+        splits = _split_folders(folder)
+        if table := find_table(folder):
+            pictures = _from_table(table)
+            found = _by_first_folder(folder, pictures, splits) or {"train": pictures}
+        else:
+            _check_nothing_beside(folder, splits)
+            found = {name: _scan_split(path) for name, path in (splits or {"train": folder}).items()}
+    except OSError as error:
+        raise DataError(f"{where}: {error.filename} cannot be read ({error.strerror})") from error
     for name, pictures in found.items():
         if not pictures:
-            raise ValueError(
-                f"data.folder={str(folder)!r}: no pictures in {str(splits[name])!r} ({', '.join(SUFFIXES)})"
-            )
+            raise DataError(f"{where}: no pictures in {str(splits.get(name, folder))!r} ({', '.join(SUFFIXES)})")
     everything = [picture for pictures in found.values() for picture in pictures]
-    for column in ("label", "caption"):
-        without = [p for p in everything if getattr(p, column) is None]
+    for column, has in (("label", lambda p: p.label is not None), ("caption", lambda p: bool(p.captions))):
+        without = [picture for picture in everything if not has(picture)]
         if 0 < len(without) < len(everything):
-            raise ValueError(
-                f"data.folder={str(folder)!r}: {len(without)} of {len(everything)} pictures have no "
-                f"{column}, "
-                f"such as {str(without[0].path)!r}; either all have one or none"
+            raise DataError(
+                f"{where}: {len(without)} of {len(everything)} pictures have no {column}, such as "
+                f"{str(without[0].path)!r}; either all have one or none"
             )
+    empty = sum(not caption.strip() for picture in everything for caption in picture.captions)
+    if empty:
+        logging.warning("%s: %d captions are empty, which trains a picture as if it had none", where, empty)
     return found
 
 
+def _split_folders(folder: Path) -> dict[str, Path]:
+    splits: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower()
+        if name in SPLITS and path.is_dir():
+            if name in splits:
+                raise DataError(f"data.folder={str(folder)!r}: has both {splits[name].name} and {path.name}; keep one")
+            splits[name] = path
+    return {name: splits[name] for name in SPLITS if name in splits}
+
+
+def _check_nothing_beside(folder: Path, splits: dict[str, Path]) -> None:
+    """That the folders of splits hold all pictures: a class called `test` would hide all other classes."""
+    names = {path.name for path in splits.values()}
+    for entry in list_visible(folder) if splits else ():
+        if entry.name not in names and (find_pictures(Path(entry)) if is_directory(entry) else is_picture(entry.name)):
+            raise DataError(
+                f"data.folder={str(folder)!r}: {', '.join(sorted(names))} are names of splits, and there are pictures "
+                f"beside them: {entry.name!r}; if all are classes, move them into {str(folder / 'train')!r}"
+            )
+
+
+def _by_first_folder(folder: Path, pictures: list[Picture], splits: dict[str, Path]) -> dict[str, list[Picture]] | None:
+    """The pictures of a table that stands above the folders of splits; None if some lie elsewhere."""
+    name_of = {path.name: name for name, path in splits.items()}
+    found: dict[str, list[Picture]] = {name: [] for name in splits}
+    for picture in pictures:
+        name = name_of.get(picture.path.relative_to(folder).parts[0])
+        if name is None:
+            return None
+        found[name].append(picture)
+    return {name: pictures for name, pictures in found.items() if pictures}
+
+
 def _scan_split(folder: Path) -> list[Picture]:
-    tables = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(tables) > 1:
-        raise ValueError(f"data.folder: {str(folder)!r} has both {' and '.join(METADATA)}; keep one")
-    if tables:
-        return [_from_row(tables[0], number, row) for number, row in enumerate(_read_table(tables[0]), 1)]
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    classes = [path.relative_to(folder).parts[0] if path.parent != folder else None for path in paths]
-    return [Picture(path, label, None) for path, label in zip(paths, classes, strict=True)]
+    if table := find_table(folder):
+        return _from_table(table)
+    paths = find_pictures(folder)
+    depth = len(folder.parts)
+    labels = [path.parts[depth] if len(path.parts) > depth + 1 else None for path in paths]
+    _warn_of_empty_folders(folder, {label for label in labels if label})
+    return _with_texts([Picture(path, label, ()) for path, label in zip(paths, labels, strict=True)])
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-    return rows
+def _warn_of_empty_folders(folder: Path, classes: set[str]) -> None:
+    if classes and (empty := {e.name for e in list_visible(folder) if is_directory(e)} - classes):
+        logging.warning("%s: folders without pictures are no classes: %s", folder, ", ".join(sorted(empty)))
 
 
-def _from_row(table: Path, number: int, row: dict[str, Any]) -> Picture:
-    name = row.get("file_name")
-    if not name:
-        raise ValueError(f"{table}, row {number}: no file_name (columns: {', '.join(map(str, row))})")
-    path = table.parent / name
-    if not path.is_file():
-        raise ValueError(f"{table}, row {number}: file_name={name!r} is no file in {str(table.parent)!r}")
-    label = next((row[column] for column in LABEL_COLUMNS if row.get(column) not in (None, "")), None)
-    caption = next((row[column] for column in CAPTION_COLUMNS if row.get(column) is not None), None)
-    return Picture(path, None if label is None else str(label), caption)
+def _from_table(table: Path) -> list[Picture]:
+    rows: dict[Path, list[Row]] = {}
+    for row in read_table(table):
+        rows.setdefault(row.path, []).append(row)
+    pictures = [_merged(table, same) for same in rows.values()]
+    dropped = sum(len(row.captions) for same in rows.values() for row in same) - sum(len(p.captions) for p in pictures)
+    if dropped:
+        logging.warning("%s: left out %d captions that are empty or told twice, beside others", table, dropped)
+    return _with_texts(pictures)
 
 
-def class_names(pictures: list[Picture]) -> list[str]:
-    """The classes in the order of their ids: names sorted; if all are whole numbers, the numbers are the ids.
+def _merged(table: Path, rows: list[Row]) -> Picture:
+    """One picture from its rows: tables of captions often have one row a caption."""
+    first, *others = rows
+    for row in others:
+        if row.label != first.label or not row.captions or not first.captions:
+            raise DataError(
+                f"{table}, line {row.line}: {str(row.path)!r} is also in line {first.line}; only captions may be in "
+                "several rows, with the same label"
+            )
+    captions = dict.fromkeys(caption for row in rows for caption in row.captions)
+    # Beside others an empty caption says nothing; alone it keeps the picture in the set.
+    told = tuple(caption for caption in captions if caption.strip()) or tuple(captions)[:1]
+    return Picture(first.path, first.label, told)
 
-    Raises ValueError for a negative number.
-    """
-    names = {picture.label for picture in pictures if picture.label is not None}
-    if not all(re.fullmatch(r"-?\d+", name) for name in names):
-        return sorted(names)
-    if negative := sorted(name for name in names if int(name) < 0):
-        raise ValueError(f"data.folder: label={negative[0]} is out of range: labels that are numbers start at 0")
-    return [str(number) for number in range(max(map(int, names), default=-1) + 1)]
+
+def _with_texts(pictures: list[Picture]) -> list[Picture]:
+    """With the captions of the NAME.txt beside each, unless a table has told captions already."""
+    if any(picture.captions for picture in pictures):
+        return pictures
+    return [picture._replace(captions=captions_beside(picture.path) or ()) for picture in pictures]
 
 
 class Folder(tfds.core.GeneratorBasedBuilder):
@@ -121,33 +163,35 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     goes unnoticed: delete the prepared copy then.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")  # 2: several captions a picture
 
     def __init__(self, *, folder: str, data_dir: str | None = None):
         root = Path(folder).expanduser()
         self._pictures = scan(root)
-        root = self._root = root.resolve()
+        everything = [picture for pictures in self._pictures.values() for picture in pictures]
+        self._names, self._ids = class_ids(p.label for p in everything if p.label is not None)
         digest = hashlib.sha256()
         for split, pictures in self._pictures.items():
-            for path, label, caption in pictures:
-                name = path.resolve().relative_to(root, walk_up=True).as_posix()
-                digest.update(repr((split, name, path.stat().st_size, label, caption)).encode())
+            for path, label, captions in pictures:
+                name = os.path.relpath(path, root)
+                digest.update(repr((split, name, path.stat().st_size, label, captions)).encode())
+        root = self._root = root.resolve()
         slug = re.sub(r"\W+", "_", root.name) or "root"
         config = tfds.core.BuilderConfig(
-            name=f"{slug}-{digest.hexdigest()[:16]}", version=self.VERSION, description=str(root)
+            name=f"{slug}-{digest.hexdigest()[:16]}", version=self.VERSION, description=_text(root)
         )
         super().__init__(config=config, data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        everything = [picture for pictures in self._pictures.values() for picture in pictures]
+        first = next(iter(self._pictures.values()))[0]
         features: dict[str, Any] = {"image": tfds.features.Image(), "file_name": tfds.features.Text()}
-        if everything[0].label is not None:
-            features["label"] = tfds.features.ClassLabel(names=class_names(everything))
-        if everything[0].caption is not None:
-            features["caption"] = tfds.features.Text()
+        if first.label is not None:
+            features["label"] = tfds.features.ClassLabel(names=self._names)
+        if first.captions:
+            features["captions"] = tfds.features.Sequence(tfds.features.Text())
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"The pictures of {self._root}",
+            description=f"The pictures of {_text(self._root)}",
             features=tfds.features.FeaturesDict(features),
             license="that of the pictures in the folder",
             disable_shuffling=True,
@@ -157,8 +201,16 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, pictures) for split, pictures in self._pictures.items()}
 
     def _generate_examples(self, split: str, pictures: list[Picture]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, (path, label, caption) in enumerate(tqdm(pictures, f"folder: {split}", unit="picture")):
-            record: dict[str, Any] = {"image": path.read_bytes(), "file_name": str(path)}
-            record |= {} if label is None else {"label": label}
-            record |= {} if caption is None else {"caption": caption}
+        for index, (path, label, captions) in enumerate(tqdm(pictures, f"folder: {split}", unit="picture")):
+            try:
+                record: dict[str, Any] = {"image": path.read_bytes(), "file_name": _text(path)}
+            except OSError as error:
+                raise DataError(f"data.folder: {str(path)!r} cannot be read ({error.strerror})") from error
+            record |= {} if label is None else {"label": self._ids[label]}
+            record |= {"captions": list(captions)} if captions else {}
             yield index, record
+
+
+def _text(path: Path) -> str:
+    """A path as text; what is no UTF-8 in it is written out."""
+    return os.fsencode(path).decode(errors="backslashreplace")

@@ -1,20 +1,23 @@
-"""Sets of pictures as metrics look at them: how many, how large, from where, and the pictures in batches of bytes."""
+"""Sets of pictures as metrics look at them: how many, how large, from where, and the pictures in batches of bytes.
+
+And as `zigma_jax.sample --encode` takes them: all at once, as floats, with their labels.
+"""
 
 import dataclasses
 import itertools
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Float, Int, UInt8
 
 from zigma_jax.data.config import DataConfig
-from zigma_jax.data.datasets.folder import SUFFIXES
-from zigma_jax.data.images import center_crop, decode, to_uint8
+from zigma_jax.data.pictures.arrays import check_finite, check_pixels, is_npz, read_npz
+from zigma_jax.data.pictures.files import SUFFIXES, find_pictures, read_picture, read_size
+from zigma_jax.data.pictures.pixels import to_float, to_uint8
 from zigma_jax.data.pipeline import one_pass
 from zigma_jax.data.sources import SourceInfo
+from zigma_jax.errors import DataError
 
 Size = tuple[int, int]
 
@@ -57,35 +60,60 @@ def of_dataset(config: DataConfig, info: SourceInfo, limit: int | None = None) -
 def of_files(path: Path, size: Size | None = None, limit: int | None = None) -> Pictures:
     """The pictures in an .npz, in a directory with a samples.npz, or in a directory of pictures and all below it.
 
-    An npz has `samples` or, as guided-diffusion writes it, `arr_0`: (n, h, w, 3), uint8, or floats in [-1, 1].
+    An npz is read by the rules of `arrays`: `samples` or, as guided-diffusion writes it, `arr_0`: (n, h, w, 3),
+    uint8, or floats in [-1, 1].
     size: crop and resize pictures to it, as for training; None: they must be of one size.
     limit: take the first so many, in the order of their names.
 
     Raises:
-        ValueError: nothing there, pictures of several sizes, arrays of another kind, fewer than `limit`.
+        DataError: nothing there, pictures of several sizes, arrays of another kind, fewer than `limit`.
     """
-    if (path / "samples.npz").is_file():
-        path = path / "samples.npz"
-    pictures = _of_array(path, size, limit) if path.suffix == ".npz" else _of_directory(path, size, limit)
+    path = _samples_in(path)
+    pictures = _of_array(path, size, limit) if is_npz(path) else _of_directory(path, size, limit)
     if limit is not None and limit > pictures.count:
-        raise ValueError(f"{path}: there are {pictures.count} pictures, and {limit} are asked for")
+        raise DataError(f"{path}: there are {pictures.count} pictures, and {limit} are asked for")
     return pictures
 
 
+def read_pictures(
+    path: Path, sample_shape: tuple[int, ...]
+) -> tuple[Float[np.ndarray, "n ..."], Int[np.ndarray, " n"] | None]:
+    """Samples (n, *sample_shape), float32, pixels in [-1, 1], and their labels (n,) where they are known.
+
+    path: as of `of_files`. Samples of 1 or 3 channels are pixels; others are latents, which are any finite floats.
+
+    Raises:
+        DataError: no pictures, samples of another shape, or numbers that break the rules of `arrays`.
+    """
+    path = _samples_in(path)
+    if is_npz(path):
+        samples, labels = read_npz(path)
+        if samples.shape[1:] != sample_shape:
+            wanted = ", ".join(map(str, sample_shape))
+            raise DataError(f"{path}: samples of shape {samples.shape}, where (n, {wanted}) are wanted")
+        if sample_shape[-1] in (1, 3):
+            check_pixels(path, samples)
+        else:
+            check_finite(path, samples)
+        return to_float(samples) if samples.dtype == np.uint8 else samples.astype(np.float32), labels
+    files = _files_in(path)
+    if len(sample_shape) != 3 or sample_shape[-1] != 3:
+        raise DataError(f"{path}: pictures are (height, width, 3), and {sample_shape} is wanted; give an .npz")
+    return np.stack([to_float(read_picture(file, sample_shape[:2])) for file in files]), None
+
+
+def _samples_in(path: Path) -> Path:
+    """The samples.npz of a directory that has one: what `zigma_jax.sample` wrote, without the rounding of pictures."""
+    return path / "samples.npz" if (path / "samples.npz").is_file() else path
+
+
 def _of_array(path: Path, size: Size | None, limit: int | None) -> Pictures:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: {'no npz' if path.exists() else 'there is no such file'}")
-    with np.load(path) as file:
-        key = next((key for key in ("samples", "arr_0") if key in file), None)
-        if key is None:
-            raise ValueError(f"{path}: there is no array `samples`, but {', '.join(file) or 'none'}")
-        array = file[key][:limit]
-    if array.ndim != 4 or array.shape[-1] != 3 or not len(array):
-        raise ValueError(f"{path}: `{key}` of shape {array.shape}, where pictures are (n, height, width, 3)")
+    array, _ = read_npz(path, limit)
+    if array.ndim != 4 or array.shape[-1] != 3:
+        raise DataError(f"{path}: samples of shape {array.shape}, where pictures are (n, height, width, 3)")
     if size not in (None, array.shape[1:3]):
-        raise ValueError(f"{path}: pictures of {array.shape[1:3]} pixels, where {size} are wanted")
-    if array.dtype != np.uint8 and (not np.isfinite(array).all() or np.abs(array).max() > 10):
-        raise ValueError(f"{path}: `{key}` is {array.dtype}; floats must be finite and in [-1, 1], and bytes uint8")
+        raise DataError(f"{path}: pictures of {array.shape[1:3]} pixels, where {size} are wanted")
+    check_pixels(path, array)
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
         for first in range(0, len(array), batch_size):
@@ -95,18 +123,21 @@ def _of_array(path: Path, size: Size | None, limit: int | None) -> Pictures:
     return Pictures(len(array), (array.shape[1], array.shape[2]), {"file": str(path)}, batches)
 
 
-def _of_directory(path: Path, size: Size | None, limit: int | None) -> Pictures:
+def _files_in(path: Path) -> list[Path]:
     if not path.is_dir():
-        raise ValueError(f"{path}: neither a directory of pictures nor an .npz")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise ValueError(f"{path}: there are no pictures in it ({', '.join(SUFFIXES)})")
-    files = files[:limit]
+        raise DataError(f"{path}: neither a directory of pictures nor an .npz")
+    if not (files := find_pictures(path)):
+        raise DataError(f"{path}: there are no pictures in it ({', '.join(SUFFIXES)})")
+    return files
+
+
+def _of_directory(path: Path, size: Size | None, limit: int | None) -> Pictures:
+    files = _files_in(path)[:limit]
     size = size or _common_size(files)
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
         for chosen in itertools.batched(files, batch_size):
-            yield np.stack([_read(file, size) for file in chosen])
+            yield np.stack([read_picture(file, size) for file in chosen])
 
     return Pictures(len(files), size, {"directory": str(path)}, batches)
 
@@ -115,22 +146,11 @@ def _common_size(files: list[Path]) -> Size:
     """The size of all, by their headers alone."""
     example: dict[Size, Path] = {}
     for file in files:
-        try:
-            with Image.open(file) as image:
-                example.setdefault((image.height, image.width), file)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{file}: no picture that can be read ({error})") from error
+        example.setdefault(read_size(file), file)
         if len(example) > 1:
             (a, of_a), (b, of_b) = example.items()
-            raise ValueError(
+            raise DataError(
                 f"pictures of different sizes: {of_a} is {a[0]} x {a[1]}, {of_b} is {b[0]} x {b[1]} pixels; move what "
                 "does not belong there away, or give one size to crop and resize all to (--image_size=64)"
             )
     return next(iter(example))
-
-
-def _read(file: Path, size: Size) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        return center_crop(decode(file.read_bytes()), size)
-    except Exception as error:  # damage shows as any exception of the decoder
-        raise ValueError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error

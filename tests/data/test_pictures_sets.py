@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import picture, write
-from zigma_jax.data.images import to_float, to_uint8
-from zigma_jax.data.picture_sets import of_dataset, of_files
+from zigma_jax.data.pictures.pixels import to_float, to_uint8
+from zigma_jax.data.pictures.sets import of_dataset, of_files
 from zigma_jax.data.pipeline import DataConfig, one_pass, open_source
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), np.uint8)
