@@ -18,13 +18,15 @@ import scipy.io
 import tensorflow_datasets as tfds
 
 from tests.data.pictures import picture, write
-from zigma_jax.data import images, sources
+from zigma_jax.data import sources
 from zigma_jax.data.datasets import avatar_art, catalog, emoji
+from zigma_jax.data.pictures.decode import decode
+from zigma_jax.data.pictures.pixels import center_crop
 from zigma_jax.errors import DataError
 
 
 def pixels(source: sources.Source, index: int) -> np.ndarray:
-    return np.asarray(images.decode(source.picture(source[index])))
+    return np.asarray(decode(source.picture(source[index])))
 
 
 def test_the_first_avatars_are_pinned_to_the_pixel(data_dir):
@@ -288,7 +290,7 @@ def test_celeb_a_is_prepared_without_tensorflow(tmp_path, monkeypatch):
     }
     source = sources.PreparedSource(builder, "test")
     assert source.info.num_classes == 0
-    assert images.center_crop(images.decode(source.picture(source[0])), (64, 64)).mean() == pytest.approx(120, abs=1)
+    assert center_crop(decode(source.picture(source[0])), (64, 64)).mean() == pytest.approx(120, abs=1)
 
 
 def test_a_set_that_cannot_be_downloaded_says_what_to_run(tmp_path, monkeypatch):

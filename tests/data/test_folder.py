@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 
 import numpy as np
 import pytest
@@ -235,7 +234,7 @@ def test_names_of_any_bytes(tmp_path, data_dir):
     assert sorted(greys(load(root, data_dir))) == [1, 2]
 
 
-def table(text: str, name: str = "metadata.csv", **files) -> dict:
+def table(text: str | bytes, name: str = "metadata.csv", **files) -> dict:
     return TWO | {name: text} | files
 
 

@@ -66,7 +66,7 @@ def test_both_programs_read_the_same_pictures(tmp_path, arrays, save):
     np.testing.assert_array_equal(np.concatenate(list(pictures.batches(2))), BYTES)
     np.testing.assert_array_equal(of_files(tmp_path / "A.NPZ", limit=2).first(2), BYTES[:2])
     known = arrays.get("labels", arrays.get("arr_1"))
-    assert labels is None if known is None else labels.tolist() == [0, 1, 2]
+    assert (None if labels is None else labels.tolist()) == (None if known is None else [0, 1, 2])
 
 
 def npy(descr: str, shape: str, data: bytes) -> bytes:

@@ -15,7 +15,7 @@ def names(root) -> list[str]:
 
 
 def test_hidden_files_and_those_of_the_system_are_left_out(tmp_path):
-    files = dict.fromkeys(
+    files: dict[str, bytes | str] = dict.fromkeys(
         (
             "b.png", "a.JPG", "A.PNG", "deep/c.Jpeg", "deep/er/d.webp",
             ".hidden.png", "._a.JPG", ".ipynb_checkpoints/a.png", "__MACOSX/a.png", "__MACOSX/._a.png", "deep/.x/a.png",

@@ -152,7 +152,8 @@ def _with_texts(pictures: list[Picture]) -> list[Picture]:
     """With the captions of the NAME.txt beside each, unless a table has told captions already."""
     if any(picture.captions for picture in pictures):
         return pictures
-    return [picture._replace(captions=captions_beside(picture.path) or ()) for picture in pictures]
+    told = captions_beside(picture.path for picture in pictures)
+    return [picture._replace(captions=captions) for picture, captions in zip(pictures, told, strict=True)]
 
 
 class Folder(tfds.core.GeneratorBasedBuilder):
@@ -174,7 +175,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         for split, pictures in self._pictures.items():
             for path, label, captions in pictures:
                 name = os.path.relpath(path, root)
-                digest.update(repr((split, name, path.stat().st_size, label, captions)).encode())
+                digest.update(repr((split, name, os.stat(path).st_size, label, captions)).encode())
         root = self._root = root.resolve()
         slug = re.sub(r"\W+", "_", root.name) or "root"
         config = tfds.core.BuilderConfig(

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,20 @@ def read_table(table: Path) -> list[Row]:
     return [_row(f"{table}, line {line}, row {number}", table.parent, line, values) for number, (line, values) in rows]
 
 
-def captions_beside(picture: Path) -> tuple[str, ...] | None:
-    """The lines of NAME.txt, each a caption, for a picture NAME.png; None if there is no such file."""
-    path = picture.with_suffix(".txt")
-    if not path.is_file():
-        return None
+def captions_beside(pictures: Iterable[Path]) -> list[tuple[str, ...]]:
+    """Of each picture NAME.png the lines of NAME.txt beside it, each a caption; none without such a file."""
+    texts: dict[str, dict[str, str]] = {}
+    captions = []
+    for folder, name in (os.path.split(picture) for picture in pictures):
+        if folder not in texts:  # listed once: asking for the file of each picture would take longer than all else
+            names = os.listdir(folder or ".")
+            texts[folder] = {name[:-4]: name for name in names if name.lower().endswith(".txt")}
+        text = texts[folder].get(os.path.splitext(name)[0])
+        captions.append(_lines(Path(folder, text)) if text else ())
+    return captions
+
+
+def _lines(path: Path) -> tuple[str, ...]:
     lines = [line.removesuffix("\r") for line in _text(path).split("\n")]
     return tuple(line for line in lines if line.strip()) or ("",)
 

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from zigma_jax.data.pictures import exif, levels
 from zigma_jax.errors import DataError
@@ -42,7 +43,7 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
     return (image.width, image.height) if orientation >= 5 else (image.height, image.width)
 
 
-def open_picture(encoded: bytes) -> tuple[Image.Image, int]:
+def open_picture(encoded: bytes) -> tuple[ImageFile, int]:
     """The picture, of which no pixel is read yet, and its orientation. Raises as `decode`."""
     encoded, hidden = exif.hide_exif(encoded)
     try:

@@ -31,7 +31,7 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
 
-def orientation(exif: bytes | None, info: Mapping[str, Any]) -> int:
+def orientation(exif: bytes | None, info: Mapping[Any, Any]) -> int:
     """EXIF's orientation, 1 … 8; 1 (upright) where there is none, or none that can be read.
 
     exif: the bytes that `hide_exif` returned. info: of the opened image, for the formats that keep EXIF there, and

@@ -1,6 +1,7 @@
 """Pixels of more than 8 bits as 8: where their range comes from."""
 
 import io
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -85,5 +86,6 @@ def _stated_bits(image: Image.Image) -> int | None:
 
 
 def _field(image: Image.Image, tag: int, default: int | None) -> int | None:
-    value = getattr(image, "tag_v2", {}).get(tag, default)
+    fields: Any = getattr(image, "tag_v2", {})
+    value: Any = fields.get(tag, default)
     return value[0] if isinstance(value, tuple) and value else value
