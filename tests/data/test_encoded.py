@@ -140,7 +140,7 @@ def test_another_network_size_crop_or_flip_is_another_set(whole, source, config,
         make(source, dataclasses.replace(config, flip=False), tmp_path / "whole"),
         make(open_source(dataclasses.replace(config, split="test")), config, tmp_path / "whole"),
     ]
-    monkeypatch.setattr(encoded.images, "CROP", "another rule")
+    monkeypatch.setattr(encoded, "CROP", "another rule")
     others.append(make(source, config, tmp_path / "whole"))
     assert len({whole.directory, *(other.directory for other in others)}) == 9
     assert len({whole.fingerprint, *(other.fingerprint for other in others)}) == 9

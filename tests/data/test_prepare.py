@@ -28,7 +28,7 @@ def test_it_names_unreadable_pictures_and_draws_the_others(data_dir, tmp_path):
     folder = write(tmp_path / "p", {"1.png": b"no picture", "2.png": picture(2)})
     code, printed = run(name="folder", folder=str(folder), data_dir=data_dir, preview=f"{tmp_path}/sheet.png")
     assert code == 0, printed
-    assert "record 0 is unreadable: UnidentifiedImageError" in printed
+    assert "record 0 is unreadable: DataError: no picture that can be read, but text" in printed
     assert (tmp_path / "sheet.png").is_file()
 
 

@@ -149,7 +149,7 @@ def test_a_manifest_names_what_is_scored(tmp_path):
     Image.fromarray(PICTURES[0]).save(tmp_path / "000010.png")  # surplus
     assert pictures_of(tmp_path).count == 10
     (tmp_path / "000003.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"000003.png: manifest.json names it, and it cannot be read"):
+    with pytest.raises(DataError, match=r"000003.png: no picture that can be read"):
         list(pictures_of(tmp_path).batches(4))
 
 

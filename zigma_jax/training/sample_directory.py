@@ -12,10 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from zigma_jax.data.pictures.decode import decode
-from zigma_jax.data.pictures.pixels import center_crop
+from zigma_jax.data.pictures.files import read_picture
 from zigma_jax.data.pictures.sets import Pictures, Size
 from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.files import sync_directory, write_atomically
@@ -176,7 +175,7 @@ class SampleDirectory:
 
     def _pictures(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         for number in range(self.num):
-            yield _read_picture(self.path / (self._manifest["pictures"] % number))
+            yield read_picture(self.path / (self._manifest["pictures"] % number))
 
     def _write_grid(self, videos: ArrayStream | None) -> None:
         assert self._shape is not None
@@ -234,22 +233,14 @@ def pictures_of(path: Path, size: Size | None = None, limit: int | None = None) 
     if limit is not None and limit > count:
         raise ConfigError(f"--num={limit}: {path} holds {count} samples")
     count = limit or count
-    pixels = size or _read_picture(path / (pattern % 0)).shape[:2]
+    pixels = size or read_picture(path / (pattern % 0)).shape[:2]
 
     def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
         for first in range(0, count, batch_size):
             numbers = range(first, min(first + batch_size, count))
-            yield np.stack([_read_picture(path / (pattern % number), pixels) for number in numbers])
+            yield np.stack([read_picture(path / (pattern % number), pixels) for number in numbers])
 
     return Pictures(count, (pixels[0], pixels[1]), {"directory": str(path)} | manifest["about"], batches)
-
-
-def _read_picture(path: Path, size: Size | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        picture = decode(path.read_bytes())
-        return center_crop(picture, size or (picture.height, picture.width))
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-        raise DataError(f"{path}: {MANIFEST} names it, and it cannot be read ({error})") from error
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

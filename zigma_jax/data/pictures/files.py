@@ -91,8 +91,14 @@ def find_pictures(root: Path) -> list[Path]:
     return [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
 
 
-def read_picture(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture, cropped and resized as for training. Raises DataError naming the file, whatever is wrong with it."""
+def read_picture(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture, cropped and resized as for training to `size`, or as large as it is.
+
+    Raises:
+        DataError: naming the file, whatever is wrong with it.
+    """
+    if size is None:
+        return _naming(path, lambda content: np.asarray(decode(content)))
     return _naming(path, lambda content: center_crop(decode(content), size))
 
 

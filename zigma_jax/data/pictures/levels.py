@@ -86,6 +86,6 @@ def _stated_bits(image: Image.Image) -> int | None:
 
 
 def _field(image: Image.Image, tag: int, default: int | None) -> int | None:
-    fields: Any = getattr(image, "tag_v2", {})
-    value: Any = fields.get(tag, default)
-    return value[0] if isinstance(value, tuple) and value else value
+    fields: dict[int, Any] = getattr(image, "tag_v2", {})
+    value = fields.get(tag, default)
+    return next(iter(value), default) if isinstance(value, tuple) else value
