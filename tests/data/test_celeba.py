@@ -8,8 +8,8 @@ import pytest
 from absl import logging
 
 from tests.data.pictures import picture, write
-from zigma_jax.data import images
 from zigma_jax.data.config import DataConfig
+from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.sources import open_source
 from zigma_jax.errors import DataError
 
@@ -41,7 +41,7 @@ def load(folder: Path, split: str = "train", **options):
 
 
 def greys(source) -> list[int]:
-    return [round(float(np.asarray(images.decode(source.picture(source[i]))).mean()) / 40) for i in range(len(source))]
+    return [round(float(np.asarray(decode(source.picture(source[i]))).mean()) / 40) for i in range(len(source))]
 
 
 def test_pictures_and_splits_from_the_archive(folder):

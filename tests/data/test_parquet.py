@@ -14,8 +14,9 @@ import pytest
 from absl import logging
 
 from tests.data.pictures import picture
-from zigma_jax.data import hub, images
+from zigma_jax.data import hub
 from zigma_jax.data.config import DataConfig
+from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.sources import Source, open_source, open_splits
 from zigma_jax.errors import DataError
 
@@ -43,7 +44,7 @@ def load(folder: Path, tmp_path: Path, split: str = "train", **options) -> Sourc
 
 
 def greys(source: Source) -> list[int]:
-    return [int(np.asarray(images.decode(source.picture(source[i])))[0, 0, 0]) for i in range(len(source))]
+    return [int(np.asarray(decode(source.picture(source[i])))[0, 0, 0]) for i in range(len(source))]
 
 
 def labels(source: Source) -> list[int]:

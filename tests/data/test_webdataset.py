@@ -14,8 +14,9 @@ import pytest
 from absl import logging
 
 from tests.data.pictures import picture
-from zigma_jax.data import images, pipeline, tar_index
+from zigma_jax.data import pipeline, tar_index
 from zigma_jax.data.config import DataConfig
+from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.sources import open_source, open_splits
 from zigma_jax.data.webdataset import TarSource, find_shards, stored_latents
 from zigma_jax.errors import ConfigError, DataError
@@ -66,7 +67,7 @@ def load(place, tmp_path, split="train", **options) -> TarSource:
 
 
 def grey(source: TarSource, index: int) -> int:
-    return round(float(np.asarray(images.decode(source.picture(source[index]))).mean()) / 8)
+    return round(float(np.asarray(decode(source.picture(source[index]))).mean()) / 8)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_the_null_class_fits_its_dtype():
         (np.uint16, jnp.uint16),
         (np.int32, jnp.int32),
     ):
-        null = model.null_condition(np.zeros(2, dtype))
+        null = model.null_condition(jnp.zeros(2, dtype))
         assert null.dtype == expected
         np.testing.assert_array_equal(null, [256, 256])
 
