@@ -232,7 +232,7 @@ class Run:
 
     def _save(self) -> None:
         """Starts writing a checkpoint; metrics up to its step are on disk before it can be there."""
-        self.logger.flush()
+        self.logger.sync()
         self.checkpoints.save(self.step, self.state, {"config": to_dict(self.config), "data": self.data.get_state()})
 
     def _check_skipped(self, metrics: dict[str, Any] | None, step: int) -> None:

@@ -6,6 +6,7 @@ other, workers can take any steps in any order, and the number of processes neve
 global batch.
 """
 
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.data.reads import BadDataError, Reads
 from zigma_jax.data.sources import Source, SourceInfo, open_source
+from zigma_jax.data.workers import live_with_parent, start_deaf
 from zigma_jax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
@@ -28,7 +30,8 @@ Batch = dict[str, np.ndarray]
 set has classes."""
 
 _PREFETCH = 4  # batches made ahead, in one background thread
-_FLIP, _REPLACE = 1, 2  # what a random stream is for
+_FLIP, _REPLACE, _ORDER = 1, 2, 3  # what a random stream is for
+_ORDER_VERSION = 2  # 1: epoch e of seed s was epoch e − 1 of seed s + 1
 _ATTEMPTS = 64  # other records tried in place of an unreadable one
 
 
@@ -106,25 +109,33 @@ def _draw(seed: int, purpose: int, index: int, count: int) -> np.ndarray:
     return np.random.Philox(key=[seed << 8 | purpose, index]).random_raw(count)
 
 
+@functools.lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, epoch: int) -> Any:
+    """The numbers below `length` in the order of an epoch; none of them is computed before it is asked for."""
+    # Grain adds epochs to its seed: epoch e of one seed would be epoch e − 1 of the next, and repeats share their data.
+    return grain.MapDataset.range(length).shuffle(seed=int(_draw(seed, _ORDER, epoch, 1)[0] >> np.uint64(32)))
+
+
 class _Steps:
     """The batches of one process by step, for grain: item k = (batch, failures)."""
 
     def __init__(self, reader: _Reader, flip: bool, seed: int, global_batch: int, first: int, count: int):
         self.reader, self.flip, self.seed = reader, flip, seed
         self.global_batch, self.first, self.count = global_batch, first, count
-        # Sample i of the run: every record once an epoch, in an order of its own each epoch.
-        self.order: Any = grain.MapDataset.range(reader.examples.info.length).shuffle(seed=seed).repeat()
 
     def __len__(self) -> int:
         return sys.maxsize // self.global_batch
+
+    def order(self, index: int) -> int:
+        """The record that sample `index` of the run is: each once an epoch, in an order of (seed, epoch) alone."""
+        epoch, place = divmod(index, self.reader.examples.info.length)
+        return int(_permutation(self.reader.examples.info.length, self.seed, epoch)[place])
 
     def __getitem__(self, index: int) -> tuple[Batch, list[tuple[int, str]]]:
         mine = range(self.first, self.first + self.count)
         start = index * self.global_batch
         coins = (_draw(self.seed, _FLIP, index, self.global_batch) % 2).tolist()
-        return self.reader.batch(
-            [int(self.order[start + i]) for i in mine], [self.flip and coins[i] == 1 for i in mine]
-        )
+        return self.reader.batch([self.order(start + i) for i in mine], [self.flip and coins[i] == 1 for i in mine])
 
 
 class BatchIterator:
@@ -137,20 +148,22 @@ class BatchIterator:
     def _start(self) -> grain.DatasetIterator[tuple[Batch, list[tuple[int, str]]]]:
         steps = grain.MapDataset.source(self._dataset._steps)[self.step :]
         batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH))
-        if workers := self._dataset.config.workers:
-            if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags, also in programs that have none
-                flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-            batches = batches.mp_prefetch(options)
-        return iter(batches)
+        if not (workers := self._dataset.config.workers):
+            return iter(batches)
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags, also in programs that have none
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        return iter(batches.mp_prefetch(options, worker_init_fn=live_with_parent))
 
     def __iter__(self) -> "BatchIterator":
         return self
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            self._batches = self._start()
-        batch, failures = next(self._batches)
+            batches = self._batches = self._start()
+            batch, failures = start_deaf(lambda: next(batches))  # this starts the workers
+        else:
+            batch, failures = next(self._batches)
         self.step += 1
         self._dataset.reads.add(len(batch["index"]), failures, self._dataset.info)
         return batch
@@ -169,17 +182,19 @@ class BatchIterator:
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to where `state` was taken.
 
-        Raises DataError if it was taken from another data set, seed or global batch, whose samples would
-        be others.
+        Raises DataError if it was taken from another data set, seed or global batch, or by a version that had
+        another order: the samples would be others.
         """
         for key, value in self._dataset.identity.items():
             if state.get(key) != value:
+                remedy = "; zigma_jax.convert makes a new workdir of a checkpoint's weights" if key == "order" else ""
                 raise DataError(
                     f"the data iterator's state was saved with {key}={state.get(key)!r}, this run has "
-                    f"{key}={value!r}: the samples that follow would not be the same"
+                    f"{key}={value!r}: the samples that follow would not be the same{remedy}"
                 )
+        self.close()
         self._dataset.reads.seen, self._dataset.reads.bad = state["seen"], state["bad"]
-        self.step, self._batches = state["step"], None
+        self.step = state["step"]
 
 
 class ImageDataset:
@@ -210,6 +225,7 @@ class ImageDataset:
             "seed": seed,
             "global_batch": global_batch,
             "encoded": None if encoded is None else encoded.fingerprint,
+            "order": _ORDER_VERSION,
         }
         count = global_batch // process_count
         reader = _Reader(Pictures(source, config.size) if encoded is None else encoded, seed)

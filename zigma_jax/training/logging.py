@@ -1,8 +1,8 @@
 """What a run reports: metrics.jsonl, TensorBoard, wandb on request, a progress bar."""
 
+import contextlib
 import importlib
 import json
-import logging
 import math
 import sys
 import time
@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from zigma_jax.errors import MissingPackageError
 from zigma_jax.files import write_atomically
+from zigma_jax.training.metrics_file import MetricsFile
+from zigma_jax.training.tensorboard import TensorBoard
 from zigma_jax.training.tolerance import Tolerance
-
-_log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
@@ -33,11 +33,16 @@ class MetricLogger:
 
     total_steps: for the progress bar; the last step is a log point, too.
     images_per_step: the batch over all processes, for images_per_sec.
-    start_step: where the run goes on. Later lines of metrics.jsonl, which a killed run left, are dropped:
-        each step is there once. Call `flush` before saving a checkpoint, and none up to its step is missing.
+    start_step: where the run goes on. Later lines of metrics.jsonl, which a killed run left, are moved to
+        metrics.cut.jsonl: each step is there once. Call `sync` before saving a checkpoint, and none up to its step is
+        missing.
     every: steps between log points.
     wandb: keywords for `wandb.init`, or None. config: handed on to wandb.
-    Raises ValueError for `every` below 1; ImportError if wandb is asked for and not installed.
+    Raises ValueError for `every` below 1; MissingPackageError if wandb is asked for and not installed.
+
+    Attributes:
+        tolerate: see `Tolerance`. What cannot be written is a warning, and an error after ten in a row; how often
+            anything failed is in the log as `failures`.
     """
 
     def __init__(
@@ -63,10 +68,11 @@ class MetricLogger:
         if not self._primary:
             return
         if wandb is not None:
-            self._wandb = _start_wandb(self.workdir, wandb, config)
-        _drop_after(self.workdir / METRICS, start_step)
-        self._file = open(self.workdir / METRICS, "a", buffering=1)  # noqa: SIM115  a line is written at once
-        self._tensorboard = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start_step + 1)
+            init = _find_wandb().init
+            with self.tolerate("wandb"):
+                self._wandb = init(**_wandb_identity(self.workdir), config=dict(config or {}), **wandb)
+        self._file = MetricsFile(self.workdir / METRICS, start_step)
+        self._tensorboard = TensorBoard(self.workdir / "tensorboard", purge_step=start_step + 1)
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -83,7 +89,8 @@ class MetricLogger:
         self.flush()
         if self._clock is None:
             self._clock = step, time.perf_counter()  # compilation is over now; it is no part of the rate
-        self._bar.update(step - self._bar.n)
+        with contextlib.suppress(OSError):  # the terminal has gone
+            self._bar.update(step - self._bar.n)
         if step % self.every == 0 or step == self.total_steps:
             for value in metrics.values():
                 if isinstance(value, jax.Array):
@@ -97,10 +104,19 @@ class MetricLogger:
         (step, metrics), self._pending = self._pending, None
         values = {name: float(np.asarray(jax.device_get(value))) for name, value in metrics.items()}
         (last, then), now = self._clock, time.perf_counter()
-        rate = (step - last) * self.images_per_step / (now - then) if step > last else math.nan
-        self._clock = step, now
-        self.write(step, values | {"images_per_sec": rate})
-        self._bar.set_postfix({"loss": f"{values.get('loss', math.nan):.4f}", "img/s": f"{rate:.1f}"}, refresh=False)
+        self._clock, shown = (step, now), {"loss": f"{values.get('loss', math.nan):.4f}"}
+        if step > last:  # otherwise nothing is known of the speed yet
+            values["images_per_sec"] = rate = (step - last) * self.images_per_step / (now - then)
+            shown["img/s"] = f"{rate:.1f}"
+        self.write(step, values | {"failures": self.tolerate.failures})
+        self._bar.set_postfix(shown, refresh=False)
+
+    def sync(self) -> None:
+        """`flush`, and waits until metrics.jsonl is on the disk."""
+        self.flush()
+        if self._primary:
+            with self._log_to(METRICS):
+                self._file.sync()
 
     def pause(self) -> None:
         """`flush`; the time until the next `log` is no training, and no part of the rate."""
@@ -112,25 +128,29 @@ class MetricLogger:
         if not self._primary:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step} | finite) + "\n")
-        for name, value in finite.items():
-            if value is not None:
-                self._tensorboard.add_scalar(name, value, step)
+        with self._log_to(METRICS):
+            self._file.append(json.dumps({"step": step} | finite))
+        with self._log_to("tensorboard"):
+            self._tensorboard.scalars(step, {name: value for name, value in finite.items() if value is not None})
         if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
+            with self._log_to("wandb"):
+                self._wandb.log(dict(values), step=step)
 
     def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W 3"]) -> None:
         """Shows a picture (see `preview.make_grid`) in TensorBoard, and in wandb if that is on."""
         if not self._primary:
             return
-        self._tensorboard.add_image(name, grid, step, dataformats="HWC")
+        with self._log_to("tensorboard"):
+            self._tensorboard.image(step, name, grid)
         if self._wandb is not None:
-            self._wandb.log({name: importlib.import_module("wandb").Image(grid)}, step=step)
+            with self._log_to("wandb"):
+                self._wandb.log({name: importlib.import_module("wandb").Image(grid)}, step=step)
 
     def print(self, text: str) -> None:
         """Prints above the progress bar, on process 0."""
         if self._primary:
-            tqdm.write(text)
+            with contextlib.suppress(OSError):  # nobody is there to read it
+                tqdm.write(text)
 
     def __enter__(self) -> "MetricLogger":
         return self
@@ -143,37 +163,32 @@ class MetricLogger:
         if not self._primary:
             return
         self.flush()
-        self._bar.close()
-        self._file.close()
-        self._tensorboard.close()
+        with contextlib.suppress(OSError):
+            self._bar.close()
+        with self._log_to(METRICS):
+            self._file.close()
+        with self._log_to("tensorboard"):
+            self._tensorboard.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            with self._log_to("wandb"):
+                self._wandb.finish()
+
+    def _log_to(self, kind: str) -> contextlib.AbstractContextManager[None]:
+        return self.tolerate(kind, f"writing to {kind}", limit=10)
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keeps the lines of metrics.jsonl up to `step`, without a last line that a kill tore."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return
-    kept = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            keep = json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError):
-            _log.warning("%s, line %d is no log point and is dropped: %.80s", path, number, line)
-            continue
-        kept += [line] if keep else []
-    write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
-
-
-def _start_wandb(workdir: Path, keywords: Mapping[str, Any], config: Mapping[str, Any] | None) -> Any:
-    """A wandb run whose id is kept in the workdir, so that a resumed run goes on in the same one."""
+def _find_wandb() -> Any:
     try:
-        wandb = importlib.import_module("wandb")
+        return importlib.import_module("wandb")
     except ImportError as error:
-        raise ImportError("log.wandb: wandb is not installed; pip install 'zigma_jax[wandb]'") from error
-    identity = workdir / "wandb_id"
-    if not identity.exists():
-        write_atomically(identity, uuid.uuid4().hex[:12].encode())
-    fixed = {"id": identity.read_text(), "resume": "allow", "dir": str(workdir), "config": dict(config or {})}
-    return wandb.init(**(fixed | dict(keywords)))
+        raise MissingPackageError(
+            "log.wandb_project: wandb is not installed; pip install 'zigma_jax[wandb]'"
+        ) from error
+
+
+def _wandb_identity(workdir: Path) -> dict[str, str]:
+    """An id that is kept in the workdir, so that a resumed run goes on in the same one."""
+    path = workdir / "wandb_id"
+    if not path.exists():
+        write_atomically(path, uuid.uuid4().hex[:12].encode())
+    return {"id": path.read_text(), "resume": "allow", "dir": str(workdir)}

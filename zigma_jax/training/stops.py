@@ -4,6 +4,7 @@ Ctrl-C (SIGINT), SIGTERM and SIGUSR1 (which SLURM sends some time before it ends
 several processes stops on all of them after the same step, whichever of them got the signal.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -55,7 +56,7 @@ class Stops:
     def __exit__(self, *_: object) -> None:
         self._put_back()
         if self._wakeup is not None:
-            reader, writer, before = self._wakeup
+            _reader, writer, before = self._wakeup
             signal.set_wakeup_fd(before)
             writer.close()  # ends the thread that reads
             self._wakeup = None
@@ -117,7 +118,5 @@ class Stops:
 
 def _say(text: str) -> None:
     """On stderr, below a progress bar; a terminal that has gone is no reason not to stop."""
-    try:
+    with contextlib.suppress(OSError):
         print(f"\n{text}", file=sys.stderr, flush=True)
-    except OSError:
-        pass

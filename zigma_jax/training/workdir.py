@@ -137,7 +137,7 @@ def check_same_run(config: RunConfig, saved: dict[str, Any], workdir: Path) -> l
     Raises:
         ConfigError: the checkpoint is of another model.
     """
-    with contextlib.suppress(ValueError):  # of another version, with other fields: compared as it is
+    with contextlib.suppress(ValueError, OSError):  # of another version, with other fields: compared as it is
         saved = to_dict(from_dict(saved))
     old, new = _flat(saved), _flat(to_dict(config))
     changed = [name for name in new if _plain(old.get(name)) != _plain(new[name])]

@@ -1,0 +1,70 @@
+"""Event files for TensorBoard, written by whoever calls.
+
+`tensorboardX.SummaryWriter` writes in a thread. When that meets a full disk it ends, and the next ten values later the
+run waits for it for ever.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+_FLUSH = 30.0  # seconds
+
+
+class TensorBoard:
+    """Scalars and pictures of a run below `directory`; points of `purge_step` and later, which a killed run left, go.
+
+    Every method may raise OSError. What it was about to write is lost, and the next one begins another file.
+    """
+
+    def __init__(self, directory: Path, purge_step: int):
+        self._directory, self._purge_step = directory, purge_step
+        self._writer: EventsWriter | None = None
+        self._numbers = itertools.count()
+        self._flushed = 0.0
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._add(Event(step=step, summary=summary.scalar(name, value)))
+        if time.monotonic() > self._flushed + _FLUSH:
+            self.flush()
+
+    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+        self._add(Event(step=step, summary=summary.image(name, picture, dataformats="HWC")))
+        self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        self._try(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        self._try(lambda writer: writer.close())
+        self._writer = None
+
+    def _add(self, event: Event) -> None:
+        if self._writer is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            suffix = f".{os.getpid()}.{next(self._numbers)}"
+            self._writer = EventsWriter(str(self._directory / "events"), suffix)
+            start = SessionLog(status=SessionLog.START)
+            self._try(lambda writer: writer.write_event(Event(step=self._purge_step, session_log=start)))
+        event.wall_time = time.time()
+        self._purge_step = event.step  # of a file begun after a failure: nothing of this one's
+        self._try(lambda writer: writer.write_event(event))
+
+    def _try(self, write) -> None:
+        if self._writer is None:
+            return
+        try:
+            write(self._writer)
+        except OSError as error:
+            self._writer = None
+            raise OSError(error.errno, error.strerror, str(self._directory)) from error
