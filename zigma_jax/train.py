@@ -115,6 +115,7 @@ class Run:
     def restore(self) -> None:
         """The state to start from: that of the last checkpoint, or that of step 0."""
         changed: list[str] = []
+        from_primary(self.checkpoints.sweep)
         if from_primary(self.checkpoints.steps):
             changed = check_same_run(self.config, self.checkpoints.read_extra()["config"], self.workdir)
             self.state, extra, self.step = self.checkpoints.restore(self.abstract_state)

@@ -4,6 +4,7 @@ Names are those of the tree, as "params/blocks/kernel"; orbax sees nested dicts 
 tree is made of, so that what is written here can be read by orbax alone and without this library.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tensorstore
 from jaxtyping import PyTree
 
 from zigma_jax.errors import UserError
+from zigma_jax.files import sync_directory, sync_tree
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -22,11 +24,25 @@ class CheckpointError(UserError, RuntimeError):
 
 
 def save_params(path: str | Path, params: PyTree) -> None:
-    """Writes a tree of arrays as a bare orbax checkpoint. Raises CheckpointError if `path` exists."""
-    if Path(path).exists():
+    """Writes a tree of arrays as a bare orbax checkpoint, which is there whole or not at all.
+
+    Raises CheckpointError if `path` exists, or cannot be written: a full disk, for one.
+    """
+    path = Path(path).absolute()
+    if path.exists():
         raise CheckpointError(f"{path} exists already")
-    with ocp.Checkpointer(handler()) as orbax:
-        orbax.save(Path(path).absolute(), args=ocp.args.PyTreeSave(nest(flatten(params))))
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        with ocp.Checkpointer(handler()) as orbax:
+            orbax.save(partial, args=ocp.args.PyTreeSave(nest(flatten(params))))
+        if jax.process_index() == 0:
+            sync_tree(partial)
+            partial.rename(path)
+            sync_directory(path.parent)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"could not write {path}: {cause_of(error)}") from error
 
 
 def load_params(path: str | Path, abstract: PyTree) -> PyTree:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.files import write_atomically
 
 FILE = "evaluations.json"
@@ -43,11 +44,11 @@ class Evaluations:
 
 
 def best_step(workdir: Path) -> int:
-    """The step of the best checkpoint. Raises ValueError if the run was never evaluated."""
+    """The step of the best checkpoint. Raises ConfigError if the run was never evaluated."""
     path = workdir / FILE
     step = _read(path)["best"] if path.exists() else None
     if step is None:
-        raise ValueError(
+        raise ConfigError(
             f"{workdir}: no best checkpoint is known: the run was not evaluated while it trained (eval.every)"
         )
     return step
@@ -58,4 +59,4 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
         return {"best": content["best"], "evaluations": list(content["evaluations"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it; evaluations from here on start it anew") from error
+        raise DataError(f"{path} is damaged ({error}): remove it; evaluations from here on start it anew") from error

@@ -29,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from zigma_jax.files import sync_directory, sync_tree
 from zigma_jax.training.array_store import (
     CheckpointError,
     cause_of,
@@ -45,6 +46,8 @@ from zigma_jax.training.integrity import check_file, check_sums, fingerprint, wr
 from zigma_jax.training.processes import from_primary
 
 _log = logging.getLogger(__name__)
+
+_SMALL = ("leaves.json", "extra.json")
 
 
 class Checkpointer:
@@ -115,6 +118,13 @@ class Checkpointer:
             self.wait()
         return True
 
+    def sweep(self) -> None:
+        """Removes what a killed run left half written, or half deleted. Only for the run that owns the directory."""
+        if self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if re.fullmatch(r"\d+\.(saving|deleted)", path.name):
+                    shutil.rmtree(path)
+
     def wait(self) -> None:
         """Returns when nothing is being written any more. Raises CheckpointError if that failed."""
         if self._thread is not None:
@@ -144,9 +154,7 @@ class Checkpointer:
         """Clears what a killed run left, puts damaged checkpoints aside and makes the staging directory."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for path in self.directory.iterdir():
-                if re.fullmatch(r"\d+\.(saving|deleted)", path.name):
-                    shutil.rmtree(path)
+            self.sweep()
             for damaged in self._damaged:
                 aside = self.directory / f"{damaged}.damaged"
                 shutil.rmtree(aside, ignore_errors=True)
@@ -179,7 +187,9 @@ class Checkpointer:
                 (staging / "leaves.json").write_text(json.dumps({"format": 1, "step": step, "leaves": table}, indent=1))
                 (staging / "extra.json").write_text(extra)
                 write_sums(staging)
+                sync_tree(staging)
                 staging.rename(self.directory / str(step))
+                sync_directory(self.directory)
                 self._delete_old()
         except Exception as error:
             self._error = self._failure(step, error)
@@ -187,10 +197,14 @@ class Checkpointer:
 
     def _delete_old(self) -> None:
         for step in self.steps()[: -self.keep_last]:
-            if step != self.best and (self.keep_every is None or step % self.keep_every):
-                doomed = self.directory / f"{step}.deleted"
+            if step == self.best or (self.keep_every is not None and step % self.keep_every == 0):
+                continue
+            doomed = self.directory / f"{step}.deleted"
+            try:
                 (self.directory / str(step)).rename(doomed)  # first, so that a kill leaves no half of a checkpoint
                 shutil.rmtree(doomed)
+            except OSError as error:  # what was to be saved is saved
+                _log.warning("checkpoint %s, which is no longer needed, could not be deleted: %s", step, error)
 
     def _failure(self, step: int, cause: Exception) -> CheckpointError:
         if jax.process_index() == 0:
@@ -215,20 +229,26 @@ class Checkpointer:
         abstract: the state's tree with, for leaves, `jax.ShapeDtypeStruct`s (or arrays) whose sharding says
         where to put them: any mesh, of any number of devices; without one, the first device. partial: the
         tree may lack leaves that the checkpoint has, and only its own are read (`{"ema": ...}` to sample).
-        Every file and every leaf is verified. A damaged checkpoint is reported in a warning of `logging` and
-        the one before is used, unless `step` was named; the next `save` renames it to `<step>.damaged`.
-        Raises CheckpointError if there is none or none is sound, saying of each what is wrong, and if its
-        leaves are not those of `abstract`, naming them.
+        Every leaf is verified, and every file; of a partial one, the files beside the arrays. A damaged checkpoint is
+        reported in a warning of `logging` and the one before is used, unless `step` was named; the next `save` renames
+        it to `<step>.damaged`.
+        Raises CheckpointError if there is none, or none that is sound, saying of each what is wrong, and if its leaves
+        are not those of `abstract`, naming them.
         """
         self.wait()
         wanted = {name: placed(leaf) for name, leaf in flatten(abstract).items()}
-        steps = from_primary(self.steps) if step is None else [step]
+        steps = from_primary(self.steps)
         if not steps:
             raise CheckpointError(f"there is no checkpoint under {self.directory}")
+        if step is not None:
+            if step not in steps:
+                there = listed([str(known) for known in steps])
+                raise CheckpointError(f"there is no checkpoint of step {step} under {self.directory}, but of {there}")
+            steps = [step]
         failures: dict[int, str] = {}
         for candidate in reversed(steps):
             path = self.directory / str(candidate)
-            found = from_primary(lambda path=path: _inspect(path))
+            found = from_primary(lambda path=path: _inspect(path, partial))
             problems, leaves = found["problems"], {}
             if not problems:
                 check_same_model(wanted, found["leaves"], path, partial)
@@ -274,11 +294,14 @@ class Checkpointer:
         return leaves, [f"{listed(bad)} do not match their fingerprints"] if bad else []
 
 
-def _inspect(path: Path) -> dict[str, Any]:
-    """Verifies the files of a checkpoint and reads the small ones."""
-    if not path.is_dir():
-        return {"problems": [f"{path} does not exist"]}
-    if problems := check_sums(path):
+def _inspect(path: Path, partial: bool) -> dict[str, Any]:
+    """Verifies the files of a checkpoint and reads the small ones.
+
+    partial: only those. Of the others nobody knows beforehand which bytes of them will be needed; the arrays that are
+    read have their fingerprints.
+    """
+    problems = [line for name in _SMALL for line in check_file(path, name)] if partial else check_sums(path)
+    if problems:
         return {"problems": problems + _leaves_hit(path)}
     manifest = json.loads((path / "leaves.json").read_text())
     if path.name != str(manifest["step"]):
