@@ -4,6 +4,7 @@ Each is forked from a process that has imported the libraries and started nothin
 what the tests have programs do.
 """
 
+import atexit
 import multiprocessing
 import os
 import re
@@ -26,6 +27,7 @@ def start(output: Path, program: str | Path, *arguments: str, devices: int = 1):
     flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
     process = _CONTEXT.Process(target=_main, args=(output, str(program), arguments, flags))
     process.start()
+    atexit.register(process.kill)  # before multiprocessing waits for it
     return process
 
 
@@ -54,7 +56,7 @@ def _main(output: Path, program: str, arguments: tuple[str, ...], xla_flags: str
         runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
-def wait_until(condition: Callable[[], object], process=None, output: Path | None = None, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], process=None, output: Path | None = None, seconds: float = 280) -> None:
     """Returns once `condition()` is true; fails when it has not become so, or `process` has ended before."""
     end = time.monotonic() + seconds
     while not condition():

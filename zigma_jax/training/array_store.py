@@ -31,18 +31,20 @@ def save_params(path: str | Path, params: PyTree) -> None:
     path = Path(path).absolute()
     if path.exists():
         raise CheckpointError(f"{path} exists already")
-    partial = path.with_name(f".{path.name}.partial")
+    staging = path.with_name(f".{path.name}.partial")  # orbax's own temporary names go into it, too
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         with ocp.Checkpointer(handler()) as orbax:
-            orbax.save(partial, args=ocp.args.PyTreeSave(nest(flatten(params))))
+            orbax.save(staging / path.name, args=ocp.args.PyTreeSave(nest(flatten(params))))
         if jax.process_index() == 0:
-            sync_tree(partial)
-            partial.rename(path)
+            sync_tree(staging)
+            (staging / path.name).rename(path)
             sync_directory(path.parent)
     except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"could not write {path}: {cause_of(error)}") from error
+    finally:
+        if jax.process_index() == 0:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def load_params(path: str | Path, abstract: PyTree) -> PyTree:

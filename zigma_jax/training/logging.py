@@ -165,16 +165,16 @@ class MetricLogger:
         self.flush()
         with contextlib.suppress(OSError):
             self._bar.close()
-        with self._log_to(METRICS):
+        with self._log_to(METRICS, math.inf):
             self._file.close()
-        with self._log_to("tensorboard"):
+        with self._log_to("tensorboard", math.inf):
             self._tensorboard.close()
         if self._wandb is not None:
-            with self._log_to("wandb"):
+            with self._log_to("wandb", math.inf):
                 self._wandb.finish()
 
-    def _log_to(self, kind: str) -> contextlib.AbstractContextManager[None]:
-        return self.tolerate(kind, f"writing to {kind}", limit=10)
+    def _log_to(self, kind: str, limit: float = 10) -> contextlib.AbstractContextManager[None]:
+        return self.tolerate(kind, f"writing to {kind}", limit)
 
 
 def _find_wandb() -> Any:

@@ -4,6 +4,7 @@
 run waits for it for ever.
 """
 
+import contextlib
 import itertools
 import os
 import time
@@ -66,5 +67,7 @@ class TensorBoard:
         try:
             write(self._writer)
         except OSError as error:
+            with contextlib.suppress(OSError):  # as it can't be written, closing it fails, too, but does close it
+                self._writer._py_recordio_writer.close()
             self._writer = None
             raise OSError(error.errno, error.strerror, str(self._directory)) from error

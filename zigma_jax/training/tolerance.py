@@ -24,7 +24,7 @@ class Tolerance:
         self._in_a_row: collections.Counter[str] = collections.Counter()
 
     @contextlib.contextmanager
-    def __call__(self, kind: str, what: str = "", limit: int = LIMIT) -> Iterator[None]:
+    def __call__(self, kind: str, what: str = "", limit: float = LIMIT) -> Iterator[None]:
         """Work of a `kind`, which is counted by itself; `what` names it in the warning.
 
         Raises RuntimeError, from the cause, when `limit` of a kind in a row have failed.
@@ -39,7 +39,7 @@ class Tolerance:
             count, cause = self._in_a_row[kind], f"{type(error).__name__}: {error}"
             if count >= limit:
                 raise RuntimeError(f"{what or kind} failed, as the {count - 1} before it: {cause}") from error
-            _log.warning("%s failed, and training goes on (%d of %d in a row): %s", what or kind, count, limit, cause)
+            _log.warning("%s failed, and training goes on (%d of %s in a row): %s", what or kind, count, limit, cause)
             _log.debug("traceback", exc_info=True)
         else:
             self._in_a_row[kind] = 0
