@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests import programs
 from tests.training.tiny import tiny_config, tiny_flags
-from zigma_jax.train import train
+from zigma_jax.train import Run, train
 from zigma_jax.training.array_store import CheckpointError, read_array
 from zigma_jax.training.weights import load_weights, params_of
 
@@ -129,6 +129,24 @@ def test_a_run_that_diverges_stops_and_keeps_a_finite_checkpoint(tmp_path, data_
         train(config, tmp_path)
     for path in (tmp_path / "checkpoints").iterdir():
         assert all(np.all(np.isfinite(value)) for value in leaves(tmp_path, int(path.name)).values())
+
+
+def test_a_step_that_is_not_finite_at_a_checkpoint_saves_what_was_before(tmp_path, data_dir, monkeypatch):
+    to_devices = Run._to_devices
+
+    def broken(run, batch):
+        image = batch["image"] * np.nan if run.step == 1 else batch["image"]
+        return to_devices(run, {**batch, "image": image})
+
+    monkeypatch.setattr(Run, "_to_devices", broken)
+    assert train(tiny_config(data_dir, train__steps=3, checkpoint__every=1), tmp_path)
+    assert [line["skipped"] for line in metrics(tmp_path)] == [0, 1, 1]
+    assert metrics(tmp_path)[1]["loss"] is None
+    one, two = leaves(tmp_path, 1), leaves(tmp_path, 2)
+    for name, value in two.items():
+        assert np.all(np.isfinite(value)), name
+        if name.startswith(("params", "ema", "opt_state")):
+            np.testing.assert_array_equal(value, one[name], err_msg=name)
 
 
 def test_first_losses_of_the_quickstart_model(tmp_path, data_dir):

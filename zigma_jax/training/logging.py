@@ -165,15 +165,15 @@ class MetricLogger:
         self.flush()
         with contextlib.suppress(OSError):
             self._bar.close()
-        with self._log_to(METRICS, math.inf):
+        with self._log_to(METRICS, None):
             self._file.close()
-        with self._log_to("tensorboard", math.inf):
+        with self._log_to("tensorboard", None):
             self._tensorboard.close()
         if self._wandb is not None:
-            with self._log_to("wandb", math.inf):
+            with self._log_to("wandb", None):
                 self._wandb.finish()
 
-    def _log_to(self, kind: str, limit: float = 10) -> contextlib.AbstractContextManager[None]:
+    def _log_to(self, kind: str, limit: int | None = 10) -> contextlib.AbstractContextManager[None]:
         return self.tolerate(kind, f"writing to {kind}", limit)
 
 

@@ -24,10 +24,10 @@ class Tolerance:
         self._in_a_row: collections.Counter[str] = collections.Counter()
 
     @contextlib.contextmanager
-    def __call__(self, kind: str, what: str = "", limit: float = LIMIT) -> Iterator[None]:
+    def __call__(self, kind: str, what: str = "", limit: int | None = LIMIT) -> Iterator[None]:
         """Work of a `kind`, which is counted by itself; `what` names it in the warning.
 
-        Raises RuntimeError, from the cause, when `limit` of a kind in a row have failed.
+        Raises RuntimeError, from the cause, when `limit` of a kind in a row have failed; never if it is None.
         """
         try:
             yield
@@ -37,7 +37,7 @@ class Tolerance:
             self.failures += 1
             self._in_a_row[kind] += 1
             count, cause = self._in_a_row[kind], f"{type(error).__name__}: {error}"
-            if count >= limit:
+            if limit is not None and count >= limit:
                 raise RuntimeError(f"{what or kind} failed, as the {count - 1} before it: {cause}") from error
             _log.warning("%s failed, and training goes on (%d of %s in a row): %s", what or kind, count, limit, cause)
             _log.debug("traceback", exc_info=True)
