@@ -182,7 +182,7 @@ def test_workers_leave_signals_to_their_run_and_end_with_it(tmp_path, data_dir):
     output, workdir = tmp_path / "output", tmp_path / "run"
     flags = tiny_flags(data_dir, train__steps=10_000, checkpoint__every=1_000, data__workers=1)
     process = programs.start(output, "zigma_jax.train", *flags, f"--workdir={workdir}")
-    programs.wait_until(lambda: len(children(process.pid)) >= 2, process, output)
+    programs.wait_until(lambda: children(process.pid), process, output)
     os.killpg(process.pid, signal.SIGTERM)
     process.join(timeout=280)
     assert process.exitcode == 143, output.read_text()
