@@ -17,7 +17,8 @@ class Autoencoder(Protocol):
     `name` and `fingerprint` say which network it is; normalized latents are (z − shift) · scale, one number or one a
     channel. `place` says where the weights were read. `encode` takes pictures (b, h, w, 3) in [-1, 1] and returns the
     mean and the logarithm of the variance, each (b, h / factor, w / factor, channels), in the network's own units; None
-    for the latter if the network is deterministic. `decode` takes normalized latents, also of videos, and returns pictures.
+    for the latter if the network is deterministic. `decode` takes normalized latents, also of videos, and returns
+    pictures.
     """
 
     @property
