@@ -138,10 +138,11 @@ def test_a_program_ends_at_the_second_signal_even_while_it_compiles(tmp_path, nu
     script.write_text(textwrap.dedent(program))
     process = programs.start(output, script)
     programs.wait_until(lambda: output.exists() and "in\n" in output.read_text(), process, output)
-    os.kill(process.pid or 0, number)
+    assert process.pid is not None
+    os.kill(process.pid, number)
     programs.wait_until(lambda: "a second signal stops at once" in output.read_text(), process, output)
     time.sleep(0.3)
-    os.kill(process.pid or 0, number)
+    os.kill(process.pid, number)
     process.join(timeout=10)
     assert process.exitcode == 128 + number
 
@@ -183,7 +184,8 @@ def test_workers_leave_signals_to_their_run_and_end_with_it(tmp_path, data_dir):
     flags = tiny_flags(data_dir, train__steps=10_000, checkpoint__every=1_000, data__workers=1)
     process = programs.start(output, "zigma_jax.train", *flags, f"--workdir={workdir}")
     programs.wait_until(lambda: children(process.pid), process, output)
-    os.killpg(process.pid or 0, signal.SIGTERM)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGTERM)
     process.join(timeout=280)
     assert process.exitcode == 143, output.read_text()
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
