@@ -11,9 +11,10 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import app, flags
 
-from zigma_jax.data.pipeline import make_dataset
+from zigma_jax.data.pipeline import make_dataset, open_source
 from zigma_jax.errors import ConfigError
 from zigma_jax.models.zigma import ZigMa
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags
@@ -21,9 +22,10 @@ from zigma_jax.training.array_store import check_same_model, flatten
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.parse_config import to_dict
+from zigma_jax.training.samples import open_samples
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.state import make_optimizer, make_state
-from zigma_jax.training.weights import FILE_SUFFIXES, load_weights, params_of, save_weights
+from zigma_jax.training.weights import FILE_SUFFIXES, is_workdir, load_weights, params_of, save_weights
 
 _CONFIG = DEFINE_config()
 _SOURCE = flags.DEFINE_string("source", None, "What to read.")
@@ -40,12 +42,19 @@ def main(argv: list[str]) -> None:
         config = None if _CONFIG.value is None else load_config(_CONFIG.value)
         if target.exists():
             raise ConfigError(f"{target} exists; choose another name")
-        model, _ = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value, config and config.model)
+        model, trained = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value, config and config.model)
         if config is None or target.suffix.lower() in FILE_SUFFIXES:
             save_weights(model, target)
         else:
             save_workdir(model, config, target)
         print(f"{target}: {sum(a.size for a in jax.tree.leaves(params_of(model))):,} parameters of {source}")
+        if trained and trained.latent.autoencoder and not is_workdir(target):
+            latent = trained.latent
+            scale, shift = (",".join(map(str, np.ravel(numbers).tolist())) for numbers in (latent.scale, latent.shift))
+            print(
+                "This form of weights does not say how samples become pictures. `zigma_jax.sample` needs to be told:\n"
+                f"  --autoencoder={latent.autoencoder} --autoencoder_scale={scale} --autoencoder_shift={shift}"
+            )
 
 
 def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
@@ -70,7 +79,10 @@ def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
     state = init_state()
     params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
     state = dataclasses.replace(state, params=params, ema=params)
-    data = iter(make_dataset(config.data, global_batch=config.train.batch_size, seed=config.train.seed))
+    found, config = open_samples(config, open_source(config.data))
+    data = iter(
+        make_dataset(config.data, global_batch=config.train.batch_size, seed=config.train.seed, encoded=found.encoded)
+    )
     with Checkpointer(workdir / "checkpoints") as checkpoints:
         checkpoints.save(0, state, {"config": to_dict(config), "data": data.get_state()})
 

@@ -87,6 +87,12 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
         None,
         "Of a model of latents, if its run does not say: a directory, hf://OWNER/REPO or KIND:PLACE, as in taef2:DIR.",
     )
+    numbers = {
+        name: flags.DEFINE_list(
+            f"autoencoder_{name}", None, f"The {name} of latents, a number or one a channel, if the network's is wrong."
+        )
+        for name in ("scale", "shift")
+    }
     changed = DEFINE_sample()
 
     def load(source: Path, mesh: Mesh) -> Drawing:
@@ -109,12 +115,21 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
         if autoencoder.value:
             latent = dataclasses.replace(latent, autoencoder=autoencoder.value, weights=None)  # with the run's scale
             about |= {"autoencoder": autoencoder.value}
+        given = {name: _numbers(name, flag.value) for name, flag in numbers.items() if flag.value}
+        latent = dataclasses.replace(latent, **given)
         shape = model.cfg.sample_shape
         decoder = Decoder(shape, mesh, open_autoencoder(latent, shape))
         about |= {"method": cfg.method, "seed": str(seed.value)}
         return Drawing(model, config, cfg, seed.value, wanted, decoder, about)
 
     return load
+
+
+def _numbers(name: str, given: list[str]) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in given)
+    except ValueError as error:
+        raise ConfigError(f"--autoencoder_{name}={','.join(given)}: must be a number, or one a channel") from error
 
 
 def fingerprint_of(params: Params) -> str:
