@@ -50,7 +50,10 @@ def main(argv: list[str]) -> None:
         print(f"{target}: {sum(a.size for a in jax.tree.leaves(params_of(model))):,} parameters of {source}")
         if trained and trained.latent.autoencoder and not is_workdir(target):
             latent = trained.latent
-            scale, shift = (",".join(map(str, np.ravel(numbers).tolist())) for numbers in (latent.scale, latent.shift))
+            scale, shift = (
+                ",".join(map(str, np.ravel(np.asarray(numbers, float)).tolist()))
+                for numbers in (latent.scale, latent.shift)
+            )
             print(
                 "This form of weights does not say how samples become pictures. `zigma_jax.sample` needs to be told:\n"
                 f"  --autoencoder={latent.autoencoder} --autoencoder_scale={scale} --autoencoder_shift={shift}"
