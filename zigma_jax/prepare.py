@@ -78,7 +78,9 @@ def describe(data: DataConfig) -> None:
     captions = "captions" if first.info.has_captions else "no captions"
     print(f"  classes: {first.info.num_classes or 'none'}, {captions}")
     print(f"  licence: {first.info.licence}")
-    if _PREVIEW.value:
+    if not first.info.has_pictures:
+        print("  latents alone, no pictures")
+    elif _PREVIEW.value:
         write_preview(first, Path(_PREVIEW.value), _PIXELS.value)
         print(f"  the first pictures: {_PREVIEW.value}")
 

@@ -21,7 +21,7 @@ import pytest
 from tests import programs
 from tests.data.pictures import picture, write
 from tests.data.toy_autoencoder import ToyAutoencoder
-from zigma_jax.data import encoded, encoded_files
+from zigma_jax.data import encoded, encoded_files, latent_sets
 from zigma_jax.data.encoded import describe, encode_share, encoded_set
 from zigma_jax.data.pipeline import BadDataError, DataConfig, make_dataset, one_pass, open_source
 from zigma_jax.data.posterior import draw
@@ -33,7 +33,7 @@ TOY = ToyAutoencoder.of()
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Eight shards of the 64 pictures; a device computes two pictures at once."""
-    monkeypatch.setattr(encoded, "_SHARD_SIZES", (8, 8))
+    monkeypatch.setattr(latent_sets, "_SHARD_SIZES", (8, 8))
     monkeypatch.setattr(encoded, "_MOST_AT_ONCE", 2)
 
 
@@ -378,7 +378,7 @@ def test_a_flipped_bit_is_noticed_and_replaced(whole, latents):
 if __name__ == "__main__":  # what the tests above start, kill and start again
     import sys
 
-    encoded._SHARD_SIZES, encoded._MOST_AT_ONCE = (8, 8), 2
+    latent_sets._SHARD_SIZES, encoded._MOST_AT_ONCE = (8, 8), 2
     slow_read = encoded._read
     encoded._read = lambda *arguments: (time.sleep(0.02), slow_read(*arguments))[1]
     main = DataConfig(name="avatars/tiny", data_dir=sys.argv[1], image_size=16, flip=True)

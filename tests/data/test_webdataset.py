@@ -18,7 +18,7 @@ from zigma_jax.data import pipeline, tar_index
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.sources import open_source, open_splits
-from zigma_jax.data.webdataset import TarSource, find_shards, stored_latents
+from zigma_jax.data.webdataset import TarSource, find_shards, latent_field
 from zigma_jax.errors import ConfigError, DataError
 
 Member = tuple[str, bytes]
@@ -280,13 +280,11 @@ def test_other_members_can_be_named(tmp_path):
 
 def test_latents_come_in_the_networks_units_channels_last(shards, tmp_path):
     source = load(shards, tmp_path)
-    stored = list(stored_latents(source, (16, 16)))
-    assert [one.index for one in stored] == list(range(12))
+    field = latent_field(source, (2, 2, 4))
     expected = (np.arange(16, dtype=np.float32).reshape(4, 2, 2) + 3).transpose(1, 2, 0)
-    np.testing.assert_allclose(stored[3].latent, expected, rtol=1e-6)
-    assert (stored[3].label, stored[3].captions) == (None, ["picture 3", "number 3, grün"])
-    with pytest.raises(DataError, match=r"no latents of \(4, 4\).*img_feature256.npy of \(height, width\) \(2, 2\)"):
-        stored_latents(source, (32, 32))
+    np.testing.assert_allclose(source.latent(3, field), expected, rtol=1e-6)
+    with pytest.raises(DataError, match=r"no latents of .* \(4, 4, 4\).*img_feature256.npy of \(2, 2, 4\)"):
+        latent_field(source, (4, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +307,7 @@ def test_what_is_no_latent_is_named(tmp_path, content):
 def test_tars_of_latents_alone(tmp_path):
     path = tar(tmp_path / "a.tar", [("7.latent.npy", npy(np.ones((4, 2, 2), np.float16)))])
     source = load(path, tmp_path)
-    assert next(stored_latents(source, (16, 16))).latent.shape == (2, 2, 4)
+    assert latent_field(source, (2, 2, 4)) == "latent.npy"
     with pytest.raises(DataError, match=r"has no pictures; its members: latent.npy"):
         source.picture(source[0])
 

@@ -88,7 +88,8 @@ class LatentConfig:
             file, hf://owner/repo, or KIND:PLACE ("taef2:DIR"), as `zigma_jax.networks.load_autoencoder` takes it.
         weights: where the weights lie, if `autoencoder` is the kind alone ("kl", "taesd", "taef2", …).
         cache: "encoded": every picture is encoded once, into a set of its own beside the data set; a directory: the
-            same, there; "step": pictures are encoded in the training step, and nothing is kept.
+            same, there; "step": pictures are encoded in the training step, and nothing is kept; "stored": the latents
+            in webdataset's tars, copied once into such a set ("stored:DIRECTORY": there), and nothing is encoded.
         scale, shift: samples are (z − shift) · scale, one number or one a channel; None: as `statistics` says. A run
             writes down the numbers that it used.
         statistics: where scale and shift come from if they are not given: "config", the network's config.json; or
@@ -113,7 +114,7 @@ class LatentConfig:
                 f"config.latent.weights = {self.weights!r}: needs latent.autoencoder, the kind of network"
             )
         if not self.cache:
-            raise ConfigError("config.latent.cache = '': must be 'encoded', 'step' or a directory")
+            raise ConfigError("config.latent.cache = '': must be 'encoded', 'step', 'stored' or a directory")
         if self.statistics == "measured" and self.cache == "step" and None in (self.scale, self.shift):
             raise ConfigError(
                 "config.latent.statistics = 'measured': are taken from the encoded set, which latent.cache = 'step' "

@@ -8,101 +8,31 @@ Pictures are always computed in the same groups, whatever the number of devices 
 rounding may depend on how many pictures it sees at once: so the files are the same to the byte.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
 import os
-import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
-from tqdm import tqdm
 
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.encoded_files import EncodedFiles
+from zigma_jax.data.latent_sets import EncodedSet, Rows, fill_share, lay_out, unkeepable, whole_set
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import CROP, center_crop, to_float
 from zigma_jax.data.posterior import Autoencoder, posterior
-from zigma_jax.data.reads import BadDataError, Reads
-from zigma_jax.data.sources import Source, SourceInfo
-from zigma_jax.errors import ConfigError, DataError
+from zigma_jax.data.source import Source
+from zigma_jax.errors import ConfigError
 
 _PIXELS_AT_ONCE = 2**19  # a device computes: 8 pictures of 256 x 256
 _MOST_AT_ONCE = 64
-_SHARDS, _SHARD_SIZES = 64, (64, 4096)  # how many shards, within limits of their pictures: one is what a kill costs
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation of each channel, over all positions of latents drawn from an encoded set."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def shift(self) -> tuple[float, ...]:
-        """With `scale`, makes each channel zero on average with a deviation of one: (z − shift) · scale."""
-        return self.mean
-
-    @property
-    def scale(self) -> tuple[float, ...]:
-        """See `shift`. Raises DataError for a channel that is always the same."""
-        if constant := [channel for channel, std in enumerate(self.std) if std < 1e-6]:
-            raise DataError(
-                f"latent.statistics='measured': channels {constant} of the encoded set are constant, so that nothing "
-                "says how to scale them; give latent.scale and latent.shift"
-            )
-        return tuple(1 / std for std in self.std)
-
-
-class EncodedSet:
-    """A whole encoded set, read by picture number.
-
-    Attributes:
-        info: of the data set that was encoded.
-        directory: where the encoded set lies.
-        fingerprint: of all that determines its numbers.
-        shape: (h, w, c) of a picture's latents.
-        mirrored: whether mirror images are there too.
-        statistics: of the latents.
-        unreadable: how many pictures have no latents, because they or what the network made of them were unusable.
-    """
-
-    def __init__(self, files: EncodedFiles, info: SourceInfo, summary: dict[str, Any]):
-        self._files, self._records = files, files.open()
-        self.info, self.directory, self.fingerprint = info, files.directory, files.fingerprint
-        self.shape: tuple[int, ...] = files.dtype["mean"].shape
-        self.mirrored = files.views == 2
-        self.statistics = Statistics(tuple(summary["mean"]), tuple(summary["std"]))
-        self.unreadable: int = len(summary["unreadable"])
-
-    def __len__(self) -> int:
-        return self.info.length
-
-    def read(self, index: int, flip: bool) -> np.void:
-        """The fields "mean", "std" (if the network has one) and "label" (if there are classes) of one picture.
-
-        Raises:
-            LookupError: the picture could not be encoded; the message says why.
-            RuntimeError: the record is damaged.
-        """
-        if flip and not self.mirrored:
-            raise ValueError(f"{self.directory} has no mirror images: it was made with data.flip=False")
-        return self._files.unpack(self._records[index * self._files.views + flip])
-
-    def batch(self, examples: Sequence[np.void]) -> dict[str, np.ndarray]:
-        """Examples of `read` as arrays by name."""
-        rows = np.stack(examples)
-        return {name: np.ascontiguousarray(rows[name]) for name in self._files.dtype.names or ()}
 
 
 def encoded_set(
@@ -133,48 +63,29 @@ def encoded_set(
         DataError: the disk is full, or the directory cannot be written or is not the same for all processes.
         BadDataError: more pictures are unusable than `config.max_bad_fraction` allows.
     """
-    index = jax.process_index() if process_index is None else process_index
-    count = jax.process_count() if process_count is None else process_count
     files = describe(source, config, autoencoder, cache)
-    summary = files.read_index()
-    if count > 1 and process_count is None:
-        summary = summary if _all_agree(summary is not None) else None
-    if summary is None:
-        encode_share(source, config, autoencoder, files, devices, index, count)
-        if count > 1 and process_count is None:
-            _all_agree(True)  # all have finished
-        summary = _finish(files, source, write=index == 0)
-    return EncodedSet(files, source.info, summary)
+    return whole_set(
+        files, source, lambda *share: encode_share(source, config, autoencoder, files, devices, *share),
+        process_index, process_count,
+    )  # fmt: skip
 
 
 def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache: str = "encoded") -> EncodedFiles:
     """Which encoded set belongs to pictures and network, and where it lies. Reads and writes nothing."""
     check_size(config, autoencoder)
-    info, size = source.info, config.size
+    size = config.size
     picture = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
     mean, std = jax.eval_shape(posterior, autoencoder, picture)
     shape = mean.shape[1:]
-    fields = [("label", "<i4")] if info.num_classes else []
-    fields += [("mean", "<f2", shape)] + ([] if std is None else [("std", "<f2", shape)])
-    identity = {
-        "set": info.name,
-        "records": info.fingerprint,
-        "split": info.split,
-        "length": info.length,
-        "image_size": list(size),
+    fields = [("mean", "<f2", shape)] + ([] if std is None else [("std", "<f2", shape)])
+    made_by = {
         "crop": CROP,
         "mirrored": config.flip,
         "autoencoder": autoencoder.name,
         "weights": autoencoder.fingerprint,
         "dtypes": sorted({leaf.dtype.name for leaf in jax.tree.leaves(autoencoder)}),  # it rounds as its weights do
     }
-    at_once = _at_once(size)
-    wanted = min(max(math.ceil(info.length / _SHARDS), _SHARD_SIZES[0]), _SHARD_SIZES[1])
-    shard_size = math.ceil(wanted / at_once) * at_once
-    files = EncodedFiles(Path(), identity, np.dtype(fields), info.length, 1 + config.flip, shard_size)
-    base = Path(info.path) / "encoded" if cache == "encoded" else Path(cache).expanduser() / _slug(info.name)
-    name = f"{_slug(info.split)}-{size[0]}x{size[1]}-{_slug(autoencoder.name)}-{files.fingerprint[:16]}"
-    return dataclasses.replace(files, directory=base / name)
+    return lay_out(source.info, size, fields, made_by, autoencoder.name, cache, 1 + config.flip, _at_once(size))
 
 
 def check_size(config: DataConfig, autoencoder: Autoencoder) -> None:
@@ -195,68 +106,16 @@ def encode_share(
     process_index: int = 0,
     process_count: int = 1,
 ) -> None:
-    """Makes those shards of process p of P that are not there yet: p, p + P, … Raises as `encoded_set`."""
-    missing = set(files.begin())
-    mine = range(files.shards)[process_index::process_count]
+    """Encodes those shards of process p of P that are not there yet. Raises as `encoded_set`."""
     encoder = _Encoder(autoencoder, devices or jax.local_devices(), _at_once(config.size), files)
-    reads = Reads(config.max_bad_fraction, "was left out")
-    for shard in set(mine) - missing:
-        said = files.summary(shard) or {"unreadable": []}
-        reads.seen += len(files.pictures_of(shard))
-        reads.bad += len(said["unreadable"])
-    waiting = deque(shard for shard in mine if shard in missing)
-    bar = tqdm(
-        total=sum(len(files.pictures_of(shard)) for shard in mine),
-        initial=reads.seen,
-        unit="picture",
-        desc=f"encoding {source.info.name}",
-        disable=process_index > 0,
-    )
-    with ThreadPoolExecutor(os.cpu_count()) as threads, bar:
-        while waiting:
-            shard = waiting.popleft()
-            with files.claim(shard) as claimed:
-                there = claimed and files.path(shard).exists() and files.summary(shard) is not None
-                if claimed and not there:
-                    _encode_shard(shard, source, config, files, encoder, reads, threads, bar)
-            if there or (not claimed and files.summary(shard) is not None):
-                bar.update(len(files.pictures_of(shard)))
-            elif not claimed:
-                bar.set_postfix_str("another process is at it, too")
-                waiting.append(shard)
-                time.sleep(0.2)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
 
+        def encode(pictures: range) -> Iterator[list[tuple[int, Rows]]]:
+            read = functools.partial(_read, source, config.size)
+            for batch in _ahead(threads, read, itertools.batched(pictures, encoder.batch_size)):
+                yield list(encoder(batch))
 
-def _encode_shard(
-    shard: int,
-    source: Source,
-    config: DataConfig,
-    files: EncodedFiles,
-    encoder: "_Encoder",
-    reads: Reads,
-    threads: ThreadPoolExecutor,
-    bar: tqdm,
-) -> None:
-    unreadable: list[int] = []
-    moments = np.zeros((4, files.dtype["mean"].shape[-1]))
-
-    def records() -> Iterator[bytes]:
-        read = functools.partial(_read, source, config.size)
-        for batch in _ahead(threads, read, itertools.batched(files.pictures_of(shard), encoder.batch_size)):
-            failures: list[tuple[int, str]] = []
-            for index, rows in encoder(batch):
-                if isinstance(rows, str):
-                    failures.append((index, rows))
-                    yield from [files.pack_missing(rows)] * files.views
-                    continue
-                for row in rows:
-                    moments[:] += _moments(row)
-                    yield files.pack(**row)
-            unreadable.extend(index for index, _ in failures)
-            reads.add(len(batch), failures, source.info)
-            bar.update(len(batch))
-
-    files.write(shard, records(), lambda: {"unreadable": unreadable, "moments": moments.tolist()})
+        fill_share(files, source, config, encode, process_index, process_count)
 
 
 Picture = tuple[np.ndarray, int] | str
@@ -302,7 +161,7 @@ class _Encoder:
         )
         self._views, self._labels = files.views, "label" in (files.dtype.names or ())
 
-    def __call__(self, batch: list[tuple[int, Picture]]) -> Iterator[tuple[int, list[dict[str, Any]] | str]]:
+    def __call__(self, batch: list[tuple[int, Picture]]) -> Iterator[tuple[int, Rows]]:
         """For each picture the fields of its views, or why there are none."""
         shape = next((picture[0].shape for _, picture in batch if not isinstance(picture, str)), None)
         if shape is None:
@@ -318,7 +177,13 @@ class _Encoder:
                 yield index, picture
                 continue
             rows = [{name: array[place] for name, array in view.items()} for view in views]
-            wrong = next(filter(None, (_wrong(name, array) for row in rows for name, array in row.items())), None)
+            wrong = next(
+                filter(
+                    None,
+                    (unkeepable(f"the autoencoder's {name} of it", a) for row in rows for name, a in row.items()),
+                ),
+                None,
+            )
             label = {"label": picture[1]} if self._labels else {}
             yield index, wrong or [row | label for row in rows]
 
@@ -327,58 +192,6 @@ class _Encoder:
         return {"mean": np.asarray(mean)} | ({} if std is None else {"std": np.asarray(std)})
 
 
-def _wrong(name: str, array: np.ndarray) -> str | None:
-    """Why numbers of the network cannot be kept in float16."""
-    largest = float(np.abs(array).max())
-    if math.isnan(largest):
-        return f"the autoencoder's {name} of it is NaN"
-    limit = float(np.finfo(np.float16).max)
-    return f"the autoencoder's {name} of it reaches {largest:g}; float16 ends at {limit:g}" if largest > limit else None
-
-
-def _moments(row: dict[str, Any]) -> Float[np.ndarray, "4 c"]:
-    """Of a picture's draws by channel, in float64: how many, the sums of means, of their squares, and of variances.
-
-    Of the numbers as they are kept.
-    """
-    mean = row["mean"].astype(np.float16).astype(np.float64).reshape(-1, row["mean"].shape[-1])
-    std = row["std"].astype(np.float16).astype(np.float64).reshape(mean.shape) if "std" in row else np.zeros_like(mean)
-    return np.stack([np.full(mean.shape[1], len(mean)), mean.sum(0), (mean**2).sum(0), (std**2).sum(0)])
-
-
-def _finish(files: EncodedFiles, source: Source, write: bool) -> dict[str, Any]:
-    """The summary of a set whose shards are all there, from theirs."""
-    said = [files.summary(shard) for shard in range(files.shards)]
-    if missing := [shard for shard, summary in enumerate(said) if summary is None]:
-        raise DataError(
-            f"{files.directory}: shard {missing[0]} and {len(missing) - 1} others are not there, though every process "
-            "has made its own: the directory must be one that all processes share; latent.cache says where it is"
-        )
-    whole = [summary for summary in said if summary is not None]
-    unreadable = [index for summary in whole for index in summary["unreadable"]]
-    if len(unreadable) == files.pictures:
-        raise BadDataError(f"none of the {files.pictures} pictures of {source.info.name} could be encoded")
-    count, mean, square, variance = np.sum([summary["moments"] for summary in whole], axis=0)
-    mean, square, variance = mean / count, square / count, variance / count
-    std = np.sqrt(np.maximum(square - mean**2, 0) + variance)
-    summary = {"mean": mean.tolist(), "std": std.tolist(), "unreadable": unreadable}
-    if write:
-        files.write_index(summary)
-    return summary
-
-
-def _all_agree(yes: bool) -> bool:
-    """Waits for all processes of the run; whether every one says yes."""
-    from jax.experimental import multihost_utils
-
-    return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
-
-
 def _at_once(size: tuple[int, int]) -> int:
     """Pictures that a device computes at once: by their size alone, see above."""
     return min(max(_PIXELS_AT_ONCE // math.prod(size), 1), _MOST_AT_ONCE)
-
-
-def _slug(name: str) -> str:
-    """A name that a file can have."""
-    return re.sub(r"[^\w.]+", "_", name).strip("_.")[:80]

@@ -49,6 +49,7 @@ class EncodedFiles:
         pictures: how many.
         views: records a picture: 1, or 2 with the mirror image.
         shard_size: pictures in every shard but the last.
+        elsewhere: what puts such a set into another directory, for messages.
     """
 
     directory: Path
@@ -57,6 +58,7 @@ class EncodedFiles:
     pictures: int
     views: int
     shard_size: int
+    elsewhere: str
 
     @property
     def fingerprint(self) -> str:
@@ -105,7 +107,7 @@ class EncodedFiles:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
-                f"{self.directory}: cannot be made ({error.strerror}); latent.cache says where else to put encoded sets"
+                f"{self.directory}: cannot be made ({error.strerror}); {self.elsewhere} puts it elsewhere"
             ) from error
         missing = [shard for shard in range(self.shards) if self.summary(shard) is None]
         if missing and self.room(missing) > shutil.disk_usage(self.directory).free:
@@ -256,7 +258,7 @@ class EncodedFiles:
         return DataError(
             f"{self.directory}: no room{f' ({error.strerror})' if error else ''}: the {pictures:,} pictures that are "
             f"not encoded yet need {_megabytes(self.room(missing))}, and {_megabytes(free)} are free. What was encoded "
-            "is kept: make room and run the same command again, or name a directory on another disk in latent.cache"
+            "is kept: make room and run the same command again, or put it on another disk by {self.elsewhere}"
         )
 
 

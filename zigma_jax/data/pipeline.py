@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags, logging
 
 from zigma_jax.data.config import DataConfig
-from zigma_jax.data.encoded import EncodedSet
+from zigma_jax.data.latent_sets import EncodedSet
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.data.reads import BadDataError, Reads

@@ -21,6 +21,8 @@ class SourceInfo:
     """The directory of the records, where what is computed from them may be kept too."""
     fingerprint: str
     """Tells one set of records from another, wherever they lie: hexadecimal, of names, lengths and sizes."""
+    has_pictures: bool = True
+    """False of a set that came as latents alone."""
 
 
 @runtime_checkable

@@ -73,7 +73,8 @@ class TarIndex:
 
 
 def open_index(shards: Sequence[Path], fallback: Path) -> tuple[TarIndex, Path]:
-    """The index of `shards`, and the directory where it is kept: that of the first shard, else `fallback`.
+    """The index of `shards`, and a directory to keep things in: that of the first shard if it can be written, else
+    `fallback`.
 
     It is found again by the shards' names, sizes and times, so that changed tars are indexed anew.
     Raises DataError naming every tar that is compressed, damaged, cut off or not there.
@@ -93,7 +94,7 @@ def open_index(shards: Sequence[Path], fallback: Path) -> tuple[TarIndex, Path]:
     for place in (shards[0].parent / name, fallback / name):
         if place.is_file():
             try:
-                return _load(place, shards), place.parent
+                return _load(place, shards), place.parent if os.access(place.parent, os.W_OK) else fallback
             except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
                 logging.warning("%s is damaged (%s) and is made anew", place, error)
     index = _scan(shards)

@@ -6,15 +6,16 @@
 0001.img_feature256.npy (latent.npy, …)              its latent (c, h, w), already multiplied by 0.18215
 """
 
+import contextlib
 import glob
 import hashlib
 import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -39,7 +40,9 @@ LATENTS = (
 )
 LATENT_SCALE = 0.18215
 """What the latents in the original's tars were multiplied by."""
-_FACTOR = 8  # pixels a side of one latent, in the original's autoencoders
+FACTOR = 8
+"""Pixels a side of one latent, in the original's autoencoders."""
+_LOOKED_AT = 16  # records that say which member has latents of which shape
 _MAX_CLASSES = 100_000
 _GRACE = 1000  # samples of which the fraction of incomplete ones is taken at its word
 
@@ -98,6 +101,7 @@ class TarSource:
             licence="that of the pictures in the tars",
             path=str(home),
             fingerprint=digest.hexdigest(),
+            has_pictures=self._pictures is not None,
         )
 
     def __len__(self) -> int:
@@ -132,20 +136,29 @@ class TarSource:
     def latent(self, index: int, field: str) -> Float[np.ndarray, "*f h w c"]:
         """A latent of record `index`, float32, in the autoencoder's own units (divided by `LATENT_SCALE`).
 
-        Raises DataError for what is no finite array (c, h, w), or (f, c, h, w) of a video.
+        Raises DataError for what is no array (c, h, w), or (f, c, h, w) of a video, that is finite in float32.
         """
         row = self[index]
+        content = self._index.read(row, field)
         try:
-            array = _array(self._index.read(row, field))
-            if array.ndim not in (3, 4) or array.dtype.kind != "f" or not np.isfinite(array).all():
-                raise ValueError(f"{array.dtype} {array.shape}, where finite (c, h, w) or (f, c, h, w) are wanted")
+            array = _array(content)
+            if array.ndim not in (3, 4) or array.dtype.kind != "f":
+                raise ValueError(f"{array.dtype} {array.shape}, where floats (c, h, w) or (f, c, h, w) are wanted")
+            with np.errstate(over="ignore"):
+                latent = np.moveaxis(array.astype(np.float32), -3, -1) / np.float32(LATENT_SCALE)
+            if not np.isfinite(latent).all():
+                raise ValueError("its numbers are not finite")
         except ValueError as error:
             raise DataError(f"{self._index.where(row)}: {field} is no latent ({error})") from None
-        return np.moveaxis(array.astype(np.float32), -3, -1) / np.float32(LATENT_SCALE)
+        return latent
+
+    def members(self) -> tuple[str, ...]:
+        """The names of the members that samples have."""
+        return self._index.fields
 
     def latent_fields(self) -> list[str]:
         """The members that may hold latents: those of `LATENTS` that there are."""
-        return [field for field in LATENTS if field in self._index.fields]
+        return [field for field in LATENTS if field in self.members()]
 
     def _columns(self, kind: str, wanted: str | None, usual: Sequence[str]) -> np.ndarray | None:
         """The column of the index to take for each sample, `ABSENT` where there is none; None if no sample has one."""
@@ -205,38 +218,28 @@ class TarSource:
         return tuple(names)
 
 
-class StoredLatent(NamedTuple):
-    """A latent that came with a set, and what belongs to it; `label` is None and `captions` empty where there are
-    none."""
+def latent_field(source: TarSource, shape: tuple[int, ...]) -> str:
+    """The member with latents (h, w, c) of this shape; of several, the first of `LATENTS`.
 
-    index: int
-    latent: Float[np.ndarray, "*f h w c"]
-    label: int | None
-    captions: list[str]
-
-
-def stored_latents(source: TarSource, size: tuple[int, int]) -> Iterator[StoredLatent]:
-    """The latents of pictures of `size` = (h, w) pixels, record by record, in the autoencoder's own units.
-
-    Of several members with latents it takes the one whose shape is `size` / 8.
-    Raises DataError at once if no member has that shape, and on the way for the first latent that cannot be read.
+    It looks at records throughout the set, so that a few bad ones do not hide a member.
+    Raises DataError naming the members with latents and their shapes if none has this one.
     """
-    wanted = (size[0] // _FACTOR, size[1] // _FACTOR)
-    shapes = {field: source.latent(0, field).shape for field in source.latent_fields()}
-    field = next((field for field, shape in shapes.items() if shape[-3:-1] == wanted), None)
-    if field is None:
-        found = ", ".join(f"{field} of (height, width) {shape[-3:-1]}" for field, shape in shapes.items())
-        raise DataError(f"{source.info.name} has no latents of {wanted}, for {size} pixels; it has {found or 'none'}")
-
-    def records() -> Iterator[StoredLatent]:
-        for index in range(len(source)):
-            latent = source.latent(index, field)
-            if latent.shape != shapes[field]:
-                raise DataError(f"record {index} of {source.info.name}: {field} is {latent.shape}, not {shapes[field]}")
-            label = source.label(source[index]) if source.info.num_classes else None
-            yield StoredLatent(index, latent, label, source.captions(index) if source.info.has_captions else [])
-
-    return records()
+    found: dict[str, Counter[tuple[int, ...]]] = {field: Counter() for field in source.latent_fields()}
+    for index in dict.fromkeys(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int).tolist()):
+        for field, shapes in found.items():
+            with contextlib.suppress(Exception):  # damage shows as any exception, and is named when the set is read
+                shapes[source.latent(index, field).shape] += 1
+    field = max(found, key=lambda field: found[field][shape], default="")
+    if not field or not found[field][shape]:
+        said = [
+            f"{field} of {' and '.join(map(str, shapes)) or 'nothing that can be read'}"
+            for field, shapes in found.items()
+        ]
+        raise DataError(
+            f"data.shards: {source.info.name} has no latents of (height, width, channels) {shape}, which "
+            f"data.image_size and the autoencoder want; it has {', '.join(said) or f'only {few(source.members(), 20)}'}"
+        )
+    return field
 
 
 def shards_by_split(shards: str | Sequence[str]) -> dict[str, list[Path]]:

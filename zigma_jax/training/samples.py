@@ -18,7 +18,7 @@ from zigma_jax.training.config import RunConfig
 from zigma_jax.training.decoding import open_autoencoder
 
 if TYPE_CHECKING:  # what reads data is imported where it is used, so that the training step needs none of it
-    from zigma_jax.data.encoded import EncodedSet
+    from zigma_jax.data.latent_sets import EncodedSet
     from zigma_jax.data.sources import Source
 
 INPUTS = ("image", "mean", "std")  # what a batch may have for these functions to read
@@ -99,7 +99,8 @@ def open_samples(config: RunConfig, source: "Source") -> tuple[SampleSource, Run
 
     Raises:
         ConfigError: the autoencoder does not fit the model's samples and the pictures' size, or has other weights than
-            those that are asked for. DataError, BadDataError: as `zigma_jax.data.encoded.encoded_set`.
+            those that are asked for. ConfigError, DataError, BadDataError: as `zigma_jax.data.encoded.encoded_set` and
+            `zigma_jax.data.stored.stored_set`.
     """
     latent, shape = config.latent, config.model.sample_shape
     autoencoder: Any = open_autoencoder(latent, shape)
@@ -128,9 +129,11 @@ def _in_step(config: RunConfig, source: "Source", autoencoder: Any) -> SampleSou
 
 def _encoded(config: RunConfig, source: "Source", autoencoder: Any) -> SampleSource:
     from zigma_jax.data.encoded import encoded_set
+    from zigma_jax.data.stored import is_stored, stored_set
 
     latent = config.latent
-    encoded = encoded_set(source, config.data, autoencoder, cache=latent.cache)
+    make = stored_set if is_stored(latent.cache) else encoded_set
+    encoded = make(source, config.data, autoencoder, cache=latent.cache)
     if latent.statistics == "measured":
         measured = encoded.statistics
         autoencoder = autoencoder.with_statistics(
