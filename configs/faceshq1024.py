@@ -10,35 +10,18 @@ Pictures from the published checkpoint, without training:
 
     python -m zigma_jax.sample --source=faceshq1024_0090000.pt --autoencoder=hf://stabilityai/sd-vae-ft-ema
 
+zigma_jax/training/published.py sets what the published models have in common: width 768, depth 24, zigzag8, and 400,000
+steps of 20 pictures at a learning rate of 1e-4.
+
 Hardware: one 80 GB GPU; 133 M parameters, 4,096 tokens, bfloat16.
 Time and result: not run; neither the data nor the published weights can be had where this was written. Run instead, on
 a CPU: the same program with TAEF2's latents (configs/faces256.py), and checkpoints of this form (docs/latents.md).
 """
 
-from zigma_jax.training.parse_config import default_config
+from zigma_jax.training.published import published_config
 
 
 def get_config():
-    config = default_config()
+    config = published_config(image_size=1024, patch_size=2, pos_embed="none")
     config.data.name = "folder"
-    config.data.image_size = 1024
-    config.latent.autoencoder = "hf://stabilityai/sd-vae-ft-ema"
-
-    config.model.sample_shape = (128, 128, 4)  # known without asking the autoencoder
-    config.model.patch_size = 2
-    config.model.pos_embed = "none"
-    config.model.hidden_size = 768
-    config.model.depth = 24
-    config.model.scan = "zigzag8"
-    config.model.dtype = "bfloat16"
-    config.model.unroll = True
-
-    config.train.steps = 400_000
-    config.train.batch_size = 20
-    config.optimizer.learning_rate = 1e-4
-    config.train.ema_decay = 0.9999
-    config.checkpoint.every = 10_000
-    config.log.preview_every = 10_000
-    config.sample.method = "dopri5"
-    config.eval.samples = 5_000
     return config
