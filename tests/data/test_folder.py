@@ -1,13 +1,18 @@
 """Directories of pictures, in the layouts of Hugging Face's imagefolder."""
 
 import csv
+import hashlib
 import json
+import os
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from tests.data.pictures import picture, write
 from zigma_jax.data import sources
+from zigma_jax.data.datasets import folder
 from zigma_jax.data.datasets.folder import Folder, scan
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pipeline import BadDataError, DataConfig, make_dataset
@@ -83,6 +88,23 @@ def test_a_changed_folder_is_prepared_anew_and_a_moved_one_is_the_same_set(tmp_p
     write(root, {"2.png": picture(2)})
     assert greys(load(root, data_dir)) == [1, 2]
     assert greys(first) == [1]
+
+
+def test_an_edit_that_keeps_size_and_time_is_noticed_and_an_unchanged_picture_is_not_read_again(tmp_path):
+    root = write(tmp_path / "p", {"1.png": picture(1), "2.png": picture(2)})
+    assert len(picture(1)) == len(picture(3))
+    first = load(root, str(tmp_path / "data"))
+    before = (root / "1.png").stat()
+    write(root, {"1.png": picture(3)})
+    os.utime(root / "1.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    with mock.patch.object(folder.hashlib, "file_digest", wraps=hashlib.file_digest) as read:
+        edited = load(root, str(tmp_path / "data"))
+    assert [Path(call.args[0].name).name for call in read.call_args_list] == ["1.png"]
+    assert (greys(edited), greys(first)) == ([3, 2], [1, 2])
+    assert edited.info.fingerprint != first.info.fingerprint
+    (memory,) = (tmp_path / "data" / "folder").glob(".*.json")
+    memory.write_text("damaged")
+    assert load(root, str(tmp_path / "data")).info == edited.info
 
 
 PNG = picture(1)

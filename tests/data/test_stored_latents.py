@@ -4,19 +4,23 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 
 from tests.data.pictures import picture
 from tests.data.test_webdataset import Member, npy, tar
 from tests.data.toy_autoencoder import ToyAutoencoder
+from tests.training.tiny import tiny_config
 from zigma_jax.data import latent_sets
 from zigma_jax.data.pipeline import BadDataError, DataConfig, make_dataset, open_source
 from zigma_jax.data.source import Source
 from zigma_jax.data.stored import stored_set
 from zigma_jax.errors import ConfigError, DataError
+from zigma_jax.training import samples
 
 TOY = ToyAutoencoder.of(factor=8, channels=4)
 SHAPE = (3, 2, 4)  # of pictures of (24, 16)
@@ -47,9 +51,9 @@ def members(i: int, content: bytes | None = None, pictures: bool = True) -> list
     ]
 
 
-def configured(tmp_path: Path, *samples: list[Member], **fields) -> DataConfig:
+def configured(tmp_path: Path, *of_samples: list[Member], **fields) -> DataConfig:
     """Tars of ten samples each."""
-    for number, batch in enumerate(itertools.batched(samples, 10)):
+    for number, batch in enumerate(itertools.batched(of_samples, 10)):
         tar(tmp_path / "tars" / f"train-{number}.tar", list(itertools.chain(*batch)))
     fields = {"image_size": (24, 16), **fields}
     return DataConfig(name="webdataset", shards=str(tmp_path / "tars"), data_dir=str(tmp_path / "data"), **fields)
@@ -181,3 +185,24 @@ def test_flips_and_sets_without_latents_are_refused(config, tmp_path):
     pictures = dataclasses.replace(config, shards=str(path))
     with pytest.raises(DataError, match=r"no latents of .*; it has only jpg$"):
         stored_set(open_source(pictures), pictures, TOY)
+
+
+def test_a_run_that_asks_for_them_trains_on_the_numbers_in_the_tars(config, tmp_path):
+    network = dataclasses.replace(TOY, scale=(0.18215,), shift=(0.0,))
+    fields: dict[str, Any] = {"shards": config.shards, "image_size": config.size, "name": "webdataset", "flip": False}
+    fields = {f"data__{name}": value for name, value in fields.items()}
+    run = tiny_config(
+        tmp_path,
+        **fields,
+        model__sample_shape=SHAPE,
+        model__patch_size=1,
+        latent__cache="stored",
+        latent__autoencoder="kl",
+    )
+    with mock.patch.object(samples, "open_autoencoder", return_value=network):
+        source, kept = samples.open_samples(run, open_source(run.data))
+    assert (source.autoencoder, kept.latent.scale, kept.latent.cache) == (network, (0.18215,), "stored")
+    batch = next(iter(make_dataset(run.data, global_batch=4, encoded=source.encoded)))
+    found = source.samples(samples.inputs(batch, labels=False), jax.random.split(jax.random.key(0), 4))
+    wanted = np.stack([np.moveaxis(stored(i), 0, -1) for i in batch["index"]])
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)

@@ -8,7 +8,9 @@ split's folder)
 DIR/a.png  DIR/a.txt                        captions beside the picture, one a line
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,12 +19,14 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import constants
 from tqdm import tqdm
 
 from zigma_jax.data.datasets.classes import class_ids
 from zigma_jax.data.datasets.tables import Row, captions_beside, find_table, read_table
 from zigma_jax.data.pictures.files import SUFFIXES, find_pictures, is_directory, is_picture, list_visible
 from zigma_jax.errors import DataError
+from zigma_jax.files import write_atomically
 
 SPLITS = ("train", "validation", "valid", "val", "test")
 
@@ -159,9 +163,8 @@ def _with_texts(pictures: list[Picture]) -> list[Picture]:
 class Folder(tfds.core.GeneratorBasedBuilder):
     """The pictures of one directory, copied as they are (not decoded) into ArrayRecord.
 
-    The listing (relative names, sizes, labels, captions) is part of the data set's name: a changed directory
-    is prepared anew, and the old copy stays until it is deleted. A picture edited to the same number of bytes
-    goes unnoticed: delete the prepared copy then.
+    The listing (relative names, contents, labels, captions) is part of the data set's name: a changed directory is
+    prepared anew, and the old copy stays until it is deleted. A copy of the directory is the same set.
     """
 
     VERSION = tfds.core.Version("2.0.0")  # 2: several captions a picture
@@ -171,13 +174,16 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         self._pictures = scan(root)
         everything = [picture for pictures in self._pictures.values() for picture in pictures]
         self._names, self._ids = class_ids(p.label for p in everything if p.label is not None)
+        slug = re.sub(r"\W+", "_", root.resolve().name) or "root"
+        place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+        memory = Path(data_dir or constants.DATA_DIR).expanduser() / self.name / f".{slug}-{place}.contents.json"
+        contents = _contents([picture.path for picture in everything], memory)
         digest = hashlib.sha256()
         for split, pictures in self._pictures.items():
             for path, label, captions in pictures:
                 name = os.path.relpath(path, root)
-                digest.update(repr((split, name, os.stat(path).st_size, label, captions)).encode())
+                digest.update(repr((split, name, contents[path], label, captions)).encode())
         root = self._root = root.resolve()
-        slug = re.sub(r"\W+", "_", root.name) or "root"
         config = tfds.core.BuilderConfig(
             name=f"{slug}-{digest.hexdigest()[:16]}", version=self.VERSION, description=_text(root)
         )
@@ -206,10 +212,42 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             try:
                 record: dict[str, Any] = {"image": path.read_bytes(), "file_name": _text(path)}
             except OSError as error:
-                raise DataError(f"data.folder: {str(path)!r} cannot be read ({error.strerror})") from error
+                raise _unreadable(path, error) from error
             record |= {} if label is None else {"label": self._ids[label]}
             record |= {"captions": list(captions)} if captions else {}
             yield index, record
+
+
+def _contents(paths: list[Path], memory: Path) -> dict[Path, str]:
+    """The SHA-256 of each file.
+
+    Sizes and times alone do not do: an edit may keep the size, and a copy has other times. They say which files have to
+    be read again: `memory` holds what was found before, and is done without where it cannot be written.
+    """
+    try:
+        known = dict(json.loads(memory.read_text()))
+    except (OSError, ValueError, TypeError):
+        known = {}
+    found: dict[str, list[Any]] = {}
+    for path in tqdm(paths, "folder: what has changed", unit="picture", delay=2):
+        try:
+            state, name = os.stat(path), str(path)
+            about = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+            found[name] = known.get(name, [])
+            if found[name][:-1] != about:
+                with open(path, "rb") as file:
+                    found[name] = [*about, hashlib.file_digest(file, "sha256").hexdigest()]
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    if found != known:
+        with contextlib.suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(memory, json.dumps(found).encode())
+    return {path: found[str(path)][-1] for path in paths}
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"data.folder: {str(path)!r} cannot be read ({error.strerror})")
 
 
 def _text(path: Path) -> str:
