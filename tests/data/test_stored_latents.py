@@ -203,6 +203,6 @@ def test_a_run_that_asks_for_them_trains_on_the_numbers_in_the_tars(config, tmp_
         source, kept = samples.open_samples(run, open_source(run.data))
     assert (source.autoencoder, kept.latent.scale, kept.latent.cache) == (network, (0.18215,), "stored")
     batch = next(iter(make_dataset(run.data, global_batch=4, encoded=source.encoded)))
-    found = source.samples(samples.inputs(batch, labels=False), jax.random.split(jax.random.key(0), 4))
+    found = source.samples(jax.device_put(samples.inputs(batch, labels=False)), jax.random.split(jax.random.key(0), 4))
     wanted = np.stack([np.moveaxis(stored(i), 0, -1) for i in batch["index"]])
     np.testing.assert_allclose(found, wanted, rtol=1e-3)
