@@ -5,7 +5,12 @@
 DIR holds taef2_encoder.pth and taef2_decoder.pth of https://github.com/madebyollin/taesd (MIT). With the extra `hub`
 and a connection, the flag can be left out. The faces are painted and encoded on first use.
 
-Hardware: 2 CPU cores. The model has 20 M parameters and 64 tokens of 512 numbers.
+Hardware: 2 CPU cores. The model has 14 M parameters and 64 tokens of 512 numbers. Its mixers are as wide as the tokens
+(expand = 1): in the same time that gets lower losses here than twice the width in fewer steps.
+Time: 57 minutes in all, of which 12 to encode 3,000 faces (2 cores of an AMD EPYC, jax 0.11.2, 2026-11-27, with other
+work beside; 84 minutes of CPU time). Result: mean loss of the last ten log points 0.43; the picture in the README;
+FD-effnet of 1,000 samples against the 1,000 held-out faces 72.8, and 9.2 of the autoencoder's own reconstructions of
+these, which no sample can pass (PSNR 35.1 dB).
 """
 
 from zigma_jax.training.parse_config import default_config

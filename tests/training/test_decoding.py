@@ -80,7 +80,7 @@ def test_batches_are_bounded_and_of_one_shape(monkeypatch):
 
     fake = FakeAutoencoder.make()
     watched = jax.tree_util.register_dataclass(
-        Watched, ["there", "back"], ["name", "fingerprint", "factor", "channels", "scale", "shift"]
+        Watched, ["there", "back"], ["name", "fingerprint", "factor", "channels", "place", "scale", "shift"]
     )(fake.there, fake.back)
     samples = latents(50)
     pictures = Decoder(LATENT, ALL, watched)

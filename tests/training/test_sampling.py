@@ -146,5 +146,5 @@ def test_weights_in_every_form_come_back_to_the_bit(model, tmp_path, name):
 
 
 def test_what_is_no_source_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no workdir with checkpoints"):
+    with pytest.raises(ValueError, match="a directory without checkpoints"):
         load_weights(tmp_path)

@@ -8,6 +8,8 @@ from itertools import product
 import numpy as np
 from zigma_kernels.grid_path import GridPath, zigzag_paths
 
+from zigma_jax.errors import ConfigError
+
 KNOWN_ORDERS = """
     zigzag1 … zigzag8             image: boustrophedon from the four corners, by rows and by columns
     hilbert1 … hilbert8           image: Hilbert path, in the eight symmetries of the grid
@@ -66,9 +68,9 @@ def scan_orders(name: str, grid: tuple[int, ...], *, seed: int = 0) -> ScanPlan:
         ValueError: no such name, k out of range, or a grid that the order is not defined on.
     """
     if len(grid) not in (2, 3) or min(grid) < 1:
-        raise ValueError(f"grid={grid!r}, but a token grid is (H, W) or (F, H, W), each at least 1")
+        raise ConfigError(f"grid={grid!r}, but a token grid is (H, W) or (F, H, W), each at least 1")
     if seed < 0:
-        raise ValueError(f"seed={seed}, but a seed is at least 0")
+        raise ConfigError(f"seed={seed}, but a seed is at least 0")
     family, k, letters = _parse(name)
     if family in (_IMAGE_ONLY if len(grid) == 3 else _VIDEO_ONLY):
         wanted, given = ("(H, W)", "a video's") if len(grid) == 3 else ("(F, H, W)", "an image's")
@@ -104,8 +106,8 @@ def _parse(name: str) -> tuple[str, int, str]:
     return family, k, ""
 
 
-def _error(name: str, rule: str) -> ValueError:
-    return ValueError(f"scan={name!r}: {rule}. The orders are{KNOWN_ORDERS}")
+def _error(name: str, rule: str) -> ConfigError:
+    return ConfigError(f"scan={name!r}: {rule}. The orders are{KNOWN_ORDERS}")
 
 
 # The eight symmetries of a grid as (axes, flip), in the order of the original's hilbert_path: after 0, 1, 2

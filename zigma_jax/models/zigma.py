@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Integer, Key
 
 from zigma_jax.models.blocks import Block
 from zigma_jax.models.config import ZigMaConfig
@@ -79,7 +79,7 @@ class ZigMa(nnx.Module):
         self,
         x: Float[Array, "b ..."],
         t: Float[Array, " b"],
-        y: Int[Array, " b"] | Float[Array, "b m context"] | None = None,
+        y: Integer[Array, " b"] | Float[Array, "b m context"] | None = None,
         *,
         key: Key[Array, "*b"] | None = None,
     ) -> Float[Array, "b ..."]:
@@ -110,8 +110,8 @@ class ZigMa(nnx.Module):
         return unpatchify(values, cfg.sample_shape, cfg.patch_size)
 
     def null_condition(
-        self, y: Int[Array, " b"] | Float[Array, "b m context"]
-    ) -> Int[Array, " b"] | Float[Array, "b m context"]:
+        self, y: Integer[Array, " b"] | Float[Array, "b m context"]
+    ) -> Integer[Array, " b"] | Float[Array, "b m context"]:
         """What stands for no condition, of y's shape: the null class, or for text embeddings zeros.
 
         Its dtype is y's, or int32 where y's cannot hold the null class: uint8 ends at 255, the last of 256 classes.
