@@ -18,7 +18,7 @@ SMALLEST = {
     "orders": {"b": 1, "d": 16},
     "train_and_sample": {"DATA": "avatars/tiny", "WIDTH": 16, "DEPTH": 2, "STEPS": 5, "BATCH": 8},
 }
-SLOW = ["train_and_sample"]  # it compiles a training step twice, and eight ways of sampling
+SLOW = ["train_and_sample", "official_checkpoint"]  # they compile training steps, solvers or gradients
 
 
 def read(name):

@@ -178,6 +178,7 @@ def test_a_second_sigterm_while_saving_leaves_the_checkpoint_before(tmp_path, da
     assert train(tiny_config(data_dir, train__steps=latest + 1), workdir)
 
 
+@pytest.mark.slow  # 21 s
 def test_workers_leave_signals_to_their_run_and_end_with_it(tmp_path, data_dir):
     """SIGTERM to the whole group while the workers start loses nothing; kill -9 of the run leaves none of them."""
     output, workdir = tmp_path / "output", tmp_path / "run"

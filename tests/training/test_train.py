@@ -153,6 +153,7 @@ def test_a_step_that_is_not_finite_at_a_checkpoint_saves_what_was_before(tmp_pat
             np.testing.assert_array_equal(value, one[name], err_msg=name)
 
 
+@pytest.mark.slow  # 20 s
 def test_first_losses_of_the_quickstart_model(tmp_path, data_dir):
     """A golden: any change of data, initialisation, noise, model, objective or optimiser shows here."""
     import importlib
