@@ -1,4 +1,4 @@
-"""CelebA at 64 pixels with ZigMa-B/2, as large as one 80 GB GPU trains.
+r"""CelebA at 64 pixels with ZigMa-B/2, for one 80 GB GPU.
 
     python -m zigma_jax.train --config=configs/celeba.py
 
@@ -11,9 +11,13 @@ list_eval_partition.txt, list_attr_celeba.txt; see docs/data.md):
 TFDS's own `celeb_a` is read too, if it lies prepared in `data.data_dir`; its download is nearly always over its quota.
 The whole path on another set and any machine:
 
-    python -m zigma_jax.train --config=configs/celeba.py --config.data.name=avatars --config.train.steps=2
+    python -m zigma_jax.train --config=configs/celeba.py --config.data.name=avatars --config.train.steps=2 \
+        --config.train.batch_size=16
 
-Hardware: one 80 GB GPU; 135 M parameters, 1024 tokens, bfloat16.
+Hardware: one 80 GB GPU; 135 M parameters, 1,024 tokens, bfloat16. By XLA's account, compiled for an H100 and not run,
+a step of 128 samples with model.remat="block" takes 43.0 GiB in all (docs/benchmarks.md); JAX takes three quarters of a
+GPU's memory by default, which is 59 GiB of this one. For a 24 GB GPU and for a v5e-8 the step has not been compiled, so
+which batch fits them is not known; train.accumulate computes the same batch in smaller parts, with less memory.
 Time and result: not measured yet. Only the last command was run: two steps on two CPU cores took 2 min 25 s in all.
 """
 
@@ -33,6 +37,6 @@ def get_config():
     config.model.remat = "block"
 
     config.train.steps = 400_000
-    config.train.batch_size = 16
+    config.train.batch_size = 128
     config.train.cpu_devices = 2  # on a CPU bfloat16 runs several times slower on one device
     return config
