@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 import scipy.io
 import tensorflow_datasets as tfds
 
+from tests import programs
 from tests.data.pictures import picture, write
 from zigma_jax.data import sources
 from zigma_jax.data.datasets import avatar_art, catalog, emoji
@@ -121,16 +123,38 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_prepared(tmp_path,
     assert len(sources.PreparedSource(sources.prepare("avatars/tiny", str(tmp_path)), "train")) == 64
 
 
-def test_two_processes_that_prepare_at_once_both_get_the_set(tmp_path, monkeypatch):
-    draw = avatar_art.draw_attributes
+def test_processes_that_prepare_at_once_wait_for_one_and_a_killed_one_leaves_nothing_for_ever(tmp_path):
+    data_dir = tmp_path / "data"
+    flags = "--name=avatars/tiny", f"--data_dir={data_dir}", "--preview="
+    killed = programs.start(tmp_path / "killed", "zigma_jax.prepare", *flags)
+    programs.wait_until(lambda: any(data_dir.glob("avatars/tiny/incomplete.*")), killed, tmp_path / "killed")
+    killed.kill()
+    killed.join()
+    assert any(data_dir.glob("avatars/tiny/incomplete.*"))
 
-    def meanwhile(split, index, *seed):
-        monkeypatch.setattr(avatar_art, "draw_attributes", draw)
-        sources.prepare("avatars/tiny", str(tmp_path))  # another process is faster
-        return draw(split, index, *seed)
+    both = [programs.start(tmp_path / name, "zigma_jax.prepare", *flags) for name in ("one", "two")]
+    for process in both:
+        process.join(timeout=120)
+    said = [(tmp_path / name).read_text() for name in ("one", "two")]
+    assert [process.exitcode for process in both] == [0, 0], said
+    assert sum("avatars: train" in text for text in said) == 1  # the bar: one has painted, the other has waited
+    assert not list(data_dir.glob("avatars/tiny/incomplete.*"))
+    assert len(sources.PreparedSource(sources.prepare("avatars/tiny", str(data_dir)), "train")) == 64
 
-    monkeypatch.setattr(avatar_art, "draw_attributes", meanwhile)
-    assert len(sources.PreparedSource(sources.prepare("avatars/tiny", str(tmp_path)), "train")) == 64
+
+def test_leftovers_of_other_programs_are_spared_for_a_day(tmp_path):
+    young, old, other = (
+        tmp_path / f"incomplete.ABC{i}_{version}" for i, version in enumerate(["1.0.0"] * 2 + ["2.0.0"])
+    )
+    for path in (young, old, other):
+        path.mkdir()
+    os.utime(old, (0, 0))
+    with sources._only_one(tmp_path / "1.0.0", sources._LIVES):
+        assert young.exists()
+        assert not old.exists()
+    with sources._only_one(tmp_path / "1.0.0", 0.0):
+        assert not young.exists()
+        assert other.exists()
 
 
 @pytest.mark.parametrize(

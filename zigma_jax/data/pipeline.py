@@ -92,9 +92,8 @@ class _Reader:
                 if candidate == index:  # one sample is unreadable, however many are tried in its place
                     failures.append((index, message))
         raise BadDataError(
-            f"record {index} of {self.examples.info.name} and {_ATTEMPTS} drawn in its place are all "
-            f"unreadable; "
-            f"the last: {message}"
+            f"record {index} of {self.examples.info.name} in {self.examples.info.path} and {_ATTEMPTS} drawn in its "
+            f"place are all unreadable; the last: {message}"
         )
 
     def _candidates(self, index: int) -> Iterator[int]:

@@ -1,7 +1,10 @@
 """Data sets by name: prepared on first use, opened for random access, described."""
 
 import contextlib
+import fcntl
 import io
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from zigma_jax.errors import ConfigError
 
 __all__ = ["PreparedSource", "Source", "SourceInfo", "TarSource", "open_source", "open_splits", "prepare"]
 
+_LIVES = 24 * 3600.0  # see `_only_one`
 _REVISION = 12  # digits of a hub's revision in the name of a prepared set
 
 OWN = {"avatars": avatars.Avatars, "emoji": emoji.Emoji}
@@ -83,19 +87,42 @@ def _prepare(config: DataConfig) -> tfds.core.DatasetBuilder:
     builder = own or catalog.find_builder(config.name, config.data_dir)
     if builder.data_path.exists():
         return builder
-    if own is None:
-        catalog.download_and_prepare(builder)
-        return builder
-    logging.info("Preparing %s in %s", config.name, builder.data_dir)
     try:
-        with _quiet():
-            builder.download_and_prepare(file_format="array_record")
+        with _only_one(Path(builder.data_path), _LIVES if own is None else 0.0):
+            if builder.data_path.exists():  # by the process that was waited for
+                return _prepare(config)
+            if own is None:
+                catalog.download_and_prepare(builder)
+                return builder
+            logging.info("Preparing %s in %s", config.name, builder.data_dir)
+            with _quiet():
+                builder.download_and_prepare(file_format="array_record")
     except OSError:
-        # Another process may have prepared the same set meanwhile, and put it in place first.
+        # Where there are no locks, another process may have put the same set in place first.
         if not builder.data_path.exists():
             raise
         return _prepare(config)
     return builder
+
+
+@contextlib.contextmanager
+def _only_one(target: Path, lives: float) -> Iterator[None]:
+    """Waits until no other process prepares `target`, then removes what killed ones left of it half written.
+
+    A lock of the operating system ends with its process. `lives`: seconds for which such leftovers are spared, since
+    other programs that prepare the set know nothing of this lock. Without locks nothing is removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / f".{target.name}.lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            logging.warning("%s: this file system has no locks, so that leftovers are not removed", target.parent)
+        else:
+            for leftover in target.parent.glob(f"{constants.INCOMPLETE_PREFIX}*_{target.name}"):
+                if time.time() - leftover.stat().st_mtime >= lives:
+                    shutil.rmtree(leftover, ignore_errors=True)
+        yield
 
 
 def _own_builder(config: DataConfig) -> tfds.core.DatasetBuilder | None:
