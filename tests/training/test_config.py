@@ -119,7 +119,7 @@ def test_the_size_of_samples_is_said_once():
 
 
 def test_a_model_with_text_is_refused_before_anything_is_compiled():
-    with pytest.raises(ConfigError, match=r"config.model.context_size = 8: must be 0"):
+    with pytest.raises(ConfigError, match=r"config.model.context_size = 8: is the width"):
         tiny_config(
             "somewhere", model__context_size=8, model__num_classes=0, model__null_class=False, train__label_dropout=0.0
         )

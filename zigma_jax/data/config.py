@@ -120,3 +120,31 @@ class LatentConfig:
                 "config.latent.statistics = 'measured': are taken from the encoded set, which latent.cache = 'step' "
                 "does without; give latent.scale and latent.shift, or latent.cache = 'encoded'"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """text.*: how captions become the tokens that the model is conditioned on; docs/text.md.
+
+    Attributes:
+        encoder: empty: no text. Otherwise a text encoder: "minilm", the packaged one; a directory in Hugging Face
+            layout, or hf://owner/repo, as `zigma_jax.networks.load_text_encoder` takes it.
+        weights: where the weights lie, if `encoder` is the kind alone ("clip", "bert").
+        cache: "encoded": every caption is encoded once, into a set of its own beside the data set; a directory: the
+            same, there; "step": captions are encoded in the training step, and nothing is kept.
+        dtype: the encoder computes in "float32" or "bfloat16".
+        fingerprint: SHA-256 of the encoder's weights. A run writes it down, and its prompts are encoded with no other
+            weights; if it is given, no others are trained with either.
+    """
+
+    encoder: str = ""
+    weights: str | None = None
+    cache: str = "encoded"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    fingerprint: str = ""
+
+    def __post_init__(self):
+        if self.weights and not self.encoder:
+            raise ConfigError(f"config.text.weights = {self.weights!r}: needs text.encoder, the kind of network")
+        if not self.cache:
+            raise ConfigError("config.text.cache = '': must be 'encoded', 'step' or a directory")

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from zigma_jax.data.config import DataConfig, LatentConfig
+from zigma_jax.data.config import DataConfig, LatentConfig, TextConfig
 from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant import Interpolant, ode, sde, time_points
 from zigma_jax.interpolant.guidance import check_guidance
@@ -255,6 +255,7 @@ class RunConfig:
     model: ZigMaConfig = ZigMaConfig(sample_shape=(32, 32, 3))
     data: DataConfig = DataConfig()
     latent: LatentConfig = LatentConfig()
+    text: TextConfig = TextConfig()
     interpolant: Interpolant = Interpolant()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -267,15 +268,15 @@ class RunConfig:
         for field in dataclasses.fields(self):  # those of other rooms check their own rules, and not all of this one
             check_numbers(getattr(self, field.name), field.name)
         require(
-            self.model.context_size == 0,
+            (self.model.context_size > 0) == bool(self.text.encoder),
             "model.context_size",
             self.model.context_size,
-            "must be 0: this program has no text to condition on",
+            f"is the width of the text encoder's tokens, and 0 without one (text.encoder = {self.text.encoder!r})",
         )
         require(
-            not self.train.label_dropout or self.model.null_class,
+            not self.train.label_dropout or self.model.null_class or self.model.context_size > 0,
             "train.label_dropout",
             self.train.label_dropout,
-            "needs model.null_class = True, the class that stands for no label",
+            "needs model.null_class = True, the class that stands for no label, or text",
         )
         check_guided(self.model, self.sample.guidance)
