@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -96,7 +97,8 @@ def exit_with_errors(argv: Sequence[str]) -> Iterator[None]:
     """Ends the program with code 1 and one line on stderr for errors that whoever runs it can mend.
 
     Those are every `UserError`, and what the operating system says of a file. All others are bugs, and keep their
-    traceback, as all do with `--verbosity=1`. Libraries log warnings only, unless `--verbosity` says otherwise.
+    traceback, as all do with `--verbosity=1`. Ctrl-C that nobody else takes care of ends it with code 130. Libraries
+    log warnings only, unless `--verbosity` says otherwise.
     Of `argv`, what `main` is called with, nothing may be left beside the program's name: all arguments are flags.
     """
     if len(argv) > 1:
@@ -110,3 +112,6 @@ def exit_with_errors(argv: Sequence[str]) -> Iterator[None]:
             raise
         logging.vlog(1, "traceback", exc_info=True)
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("SIGINT: stopped; what was finished before is kept", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

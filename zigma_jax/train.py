@@ -16,7 +16,6 @@ Exit codes: 0 done; 1 an error, named on the last line; after a signal 128 + its
 """
 
 import contextlib
-import signal
 import sys
 import time
 import zlib
@@ -256,11 +255,7 @@ def main(argv: list[str]) -> None:
             jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
             jax.distributed.initialize()
         workdir = Path(_WORKDIR.value or Path("runs") / _config_name())
-        try:
-            finished = train(config, workdir, stops)
-        except KeyboardInterrupt:
-            print("SIGINT: stopped before the first step; nothing was there to be saved.")
-            sys.exit(128 + signal.SIGINT)
+        finished = train(config, workdir, stops)
     if not finished and stops.received is not None:
         sys.exit(128 + stops.received)
     pictures = f"pictures in {workdir}/previews, " if (workdir / "previews").exists() else ""

@@ -204,6 +204,14 @@ def test_a_damaged_record_file_is_counted_too(damaged):
     assert dataset.reads.bad >= 1
 
 
+def test_a_truncated_record_file_ends_the_run_and_is_named(damaged):
+    dataset = damaged(bad=())
+    (file,) = Path(dataset.info.path).glob("*.array_record-*")
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(BadDataError, match=f"in {dataset.info.path} and 64 drawn in its place are all unreadable"):
+        take(damaged(bad=(), max_bad_fraction=0.5), 1)
+
+
 def test_workers_read_the_same_batches_and_report_damage(damaged):
     expected = take(damaged(max_bad_fraction=0.5), 6)
     dataset = damaged(max_bad_fraction=0.5, workers=2)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from tests.networks.seeded import seeded
 from zigma_jax.errors import ConfigError, WeightsError
-from zigma_jax.interop.torch_file import write_torch
+from zigma_jax.interop.torch_file import read_torch, write_torch
 from zigma_jax.networks import Autoencoder, autoencoder_geometry, load_autoencoder
 from zigma_jax.networks.autoencoder_kl import AutoencoderKL, KLConfig
 from zigma_jax.networks.autoencoder_layers import Layers, Norm, strips_of
@@ -224,6 +224,24 @@ def test_taef2_by_any_of_its_names(taef2):
     for place in (taef2, f"{taef2}/taef2_decoder.pth", f"taef2:{taef2}/taef2_encoder.pth"):
         found = load_autoencoder(place)
         assert (found.name, found.fingerprint, found.channels) == ("taef2", wanted.fingerprint, 32), place
+
+
+def test_taef2_as_one_file(taef2, tmp_path):
+    """As on the hub: one file, no config.json, and diffusers' numbers of the layers; or the original's."""
+    wanted = load_autoencoder("taef2", taef2)
+    halves = {half: read_torch(f"{taef2}/taef2_{half}.pth") for half in ("encoder", "decoder")}
+    original = {f"{half}.{name}": tensor for half, file in halves.items() for name, tensor in file.items()}
+
+    def renumbered(name: str) -> str:
+        half, number, rest = name.split(".", 2)
+        return f"{half}.layers.{int(number) - (half == 'decoder')}.{rest}"
+
+    write(tmp_path / "hub", None, {renumbered(name): t for name, t in original.items()}, "taef2.safetensors")
+    write(tmp_path / "own", None, original, "taef2.safetensors")
+    for place in (f"taef2:{tmp_path}/hub", tmp_path / "hub", tmp_path / "hub/taef2.safetensors", tmp_path / "own"):
+        found = load_autoencoder(place)
+        assert (found.name, found.fingerprint) == ("taef2", wanted.fingerprint), place
+        assert same(found, wanted)
 
 
 # -------------------- units and shapes

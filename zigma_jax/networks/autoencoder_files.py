@@ -94,6 +94,9 @@ def locate(kind: str | None, place: str | None) -> Located:
     halves = _halves(kind, weights)
     if halves and (config is None or weights.file is not None or halves[0] == kind):
         return Located(halves[0], weights, None, halves[1])
+    if kind is None and config is None:  # both halves may be in one file that says by its name what it is
+        stems = {os.path.splitext(name)[0] for name in ([weights.file] if weights.file else weights.names)}
+        kind = next(iter(sorted(stems & TINY.keys())), None)
     if kind is None:
         kind = "tiny" if config is not None and config.get("_class_name") == tiny_autoencoder.CLASS else "kl"
     return Located(kind, weights, weights.config() if kind == "kl" else config)

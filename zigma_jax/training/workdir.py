@@ -126,9 +126,7 @@ def _refusal(path: Path) -> ConfigError:
         who = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
-    return ConfigError(
-        f"--workdir={path.parent} is in use by {who}: wait for that run, stop it, or choose another workdir"
-    )
+    return ConfigError(f"{path.parent} is in use by {who}: wait for it to end, stop it, or choose another directory")
 
 
 def check_same_run(config: RunConfig, saved: dict[str, Any], workdir: Path) -> list[str]:
