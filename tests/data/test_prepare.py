@@ -1,9 +1,14 @@
 """The program that prepares a data set ahead of a run."""
 
+import os
+from pathlib import Path
+
+import pytest
 from PIL import Image
 
 from tests import programs
 from tests.data.pictures import picture, write
+from zigma_jax.data.datasets import avatar_art
 from zigma_jax.training.preview import GAP
 
 
@@ -42,3 +47,42 @@ def test_a_name_beside_a_configuration_is_refused():
     code, printed = run(config="configs/quickstart.py", name="emoji")
     assert code == 1
     assert printed.splitlines()[-1] == "error: --name is given beside --config: say --config.data.name instead"
+
+
+@pytest.mark.slow
+def test_2000_pictures_encoded_by_taef2_and_killed_half_way_are_the_same_bytes(tmp_path):
+    """No shard is encoded twice."""
+    place = os.environ.get("ZIGMA_TEST_WEIGHTS", "")
+    if not (Path(place) / "taef2_encoder.pth").is_file():
+        pytest.skip("ZIGMA_TEST_WEIGHTS names no directory with taef2_encoder.pth and taef2_decoder.pth")
+    faces = {f"{i:04d}.png": avatar_art.png(avatar_art.draw_attributes("train", i), 64) for i in range(2000)}
+    flags = [
+        "--config=configs/faces256.py",
+        f"--config.latent.autoencoder=taef2:{place}",
+        "--config.data.name=folder",
+        f"--config.data.folder={write(tmp_path / 'faces', faces)}",
+        f"--config.data.data_dir={tmp_path}/sets",
+        "--config.data.image_size=64",
+        "--preview=",
+    ]
+    code, printed = programs.run("zigma_jax.prepare", *flags, f"--config.latent.cache={tmp_path}/whole")
+    assert code == 0, printed
+
+    again, output = [*flags, f"--config.latent.cache={tmp_path}/killed"], tmp_path / "printed"
+    first = programs.start(output, "zigma_jax.prepare", *again)
+    programs.wait_until(lambda: len(list((tmp_path / "killed").rglob("shard-*"))) >= 16, first, output)
+    first.kill()
+    first.join()
+    done = {path: path.stat() for path in (tmp_path / "killed").rglob("shard-*")}
+    assert 16 <= len(done) < 32
+    code, printed = programs.run("zigma_jax.prepare", *again)
+    assert code == 0, printed
+    for path, before in done.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+    def contents(directory):
+        return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+    whole = contents(tmp_path / "whole")
+    assert len(whole) == 33  # shards, and what is in them
+    assert contents(tmp_path / "killed") == whole
