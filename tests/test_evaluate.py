@@ -30,6 +30,7 @@ def data_dir(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_a_model_on_8_devices(data_dir, tmp_path):
     """What the program says of it, and what comes out here on one device in batches of 7, with a real network."""
     config, model = tiny_config(data_dir), make_model()
@@ -66,6 +67,7 @@ def test_a_model_on_8_devices(data_dir, tmp_path):
     assert results["test"]["metrics"]["KD-full-effnet"] < numbers["KD-full-effnet"]
 
 
+@pytest.mark.slow
 def test_latents_beside_what_their_autoencoder_makes_of_the_data(data_dir, tmp_path):
     """Samples are decoded and compared with pictures; the column beside them is the floor, with its PSNR."""
     model = random_model(zj.ZigMaConfig(sample_shape=(4, 4, 4), patch_size=2, hidden_size=8, depth=1, scan="zigzag2"))

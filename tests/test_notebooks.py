@@ -18,7 +18,6 @@ SMALLEST = {
     "orders": {"b": 1, "d": 16},
     "train_and_sample": {"DATA": "avatars/tiny", "WIDTH": 16, "DEPTH": 2, "STEPS": 5, "BATCH": 8},
 }
-SLOW = ["train_and_sample", "official_checkpoint"]  # they compile training steps, solvers or gradients
 
 
 def read(name):
@@ -36,9 +35,8 @@ def as_program(notebook, parameters):
     return "\n\n".join(cells)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_runs_from_top_to_bottom(name, tmp_path):
     program = as_program(read(name), SMALLEST.get(name, {}))
     where = tmp_path / "notebooks"  # beside which a clone has tests/

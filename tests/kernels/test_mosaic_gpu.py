@@ -135,7 +135,13 @@ def test_not_waiting_is_found(name, monkeypatch):
         outputs_and_gradients(CASES["plain"].arguments(), "mosaic_gpu")
 
 
-@pytest.mark.parametrize("name", [*CASES, "32 states, bfloat16", "no gate, bfloat16", "1 token"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow if case.bench else ()) for name, case in CASES.items()),
+        *("32 states, bfloat16", "no gate, bfloat16", "1 token"),
+    ],
+)
 def test_every_case_lowers(name):
     case = (CASES | EXTRA)[name]
     program = lowered(gradients("mosaic_gpu", case.order), case.shapes)

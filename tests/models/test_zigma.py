@@ -112,6 +112,7 @@ def model_like(model, **change):
     return nnx.merge(graphdef, nnx.state(model))
 
 
+@pytest.mark.slow
 def test_remat_and_unrolling_change_nothing_but_memory():
     model = random_model(TINY)
     x, t, _ = inputs(TINY)

@@ -226,6 +226,7 @@ def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_evaluations_while_training(data_dir, tmp_path, monkeypatch):
     """Logged, the best checkpoint kept; killed in the middle of one and resumed, all is as in one go."""
     monkeypatch.setattr(evaluation, "load_network", lambda *_: TOY)

@@ -60,6 +60,7 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_training_from_the_cache_goes_on_to_the_bit(config, latents):
     whole, end = run(config, batches(config, latents), "encoded", steps=6)
     data = batches(config, latents)
@@ -71,6 +72,7 @@ def test_training_from_the_cache_goes_on_to_the_bit(config, latents):
     assert_equal(end, again)
 
 
+@pytest.mark.slow
 def test_encoding_in_the_step_is_as_from_the_cache(config, latents):
     """The same draws of the same posteriors, but for float16; here in parts and on eight devices."""
     cached, _ = run(config, batches(config, latents), "encoded")

@@ -49,7 +49,7 @@ def test_batch_size_and_device_count_never_change_a_picture(model):
     "cfg",
     [
         SampleConfig("sde_heun", steps=5, guidance=3.0, guidance_interval=(0.2, 0.8), shift=2.0),
-        SampleConfig("dopri5", guidance=3.0, guidance_interval=(0.2, 0.8)),
+        pytest.param(SampleConfig("dopri5", guidance=3.0, guidance_interval=(0.2, 0.8)), marks=pytest.mark.slow),
     ],
     ids=lambda cfg: cfg.method,
 )

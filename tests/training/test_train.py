@@ -33,6 +33,7 @@ def leaves(workdir, step):
     return {name: read_array(path / "state", name) for name in names}
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_resumed_is_the_same_run_to_the_bit(tmp_path, data_dir):
     """SIGTERM, kill -9, a damaged checkpoint, then to the end: arrays, losses and sample ids as in one go."""
     flags = tiny_flags(data_dir, train__steps=40, checkpoint__every=8)
