@@ -39,7 +39,7 @@ def test_the_second_run_is_refused_at_once_and_a_killed_one_keeps_nobody_out(tmp
     (tmp_path / "metrics.jsonl").write_text('{"step": 9}\n')
     holder = hold(tmp_path / LOCK)
     began = time.monotonic()
-    with pytest.raises(ConfigError, match=r"in use by process 7 on elsewhere, since noon.*another workdir"):
+    with pytest.raises(ConfigError, match=r"in use by process 7 on elsewhere, since noon.*another directory"):
         train(tiny_config(data_dir), tmp_path)
     assert time.monotonic() - began < 2
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 9}\n'
