@@ -15,9 +15,9 @@ The whole path on another set and any machine:
         --config.train.batch_size=16
 
 Hardware: one 80 GB GPU; 135 M parameters, 1,024 tokens, bfloat16. By XLA's account, compiled and not run
-(docs/benchmarks.md), a step of 128 samples takes 43.0 GiB in all of an H100, of whose memory JAX takes 59 GiB by default;
-192 samples would take 59.6. On a GPU of 24 GB, --config.train.accumulate=4 computes the same batch in parts, in 16.0 GiB.
-On a v5e-8, --config.train.batch_size=256 fits, with a peak of 13.8 GiB on each chip of 16.
+(docs/benchmarks.md), a step of 128 samples takes 43.0 GiB in all of an H100, of whose memory JAX takes 59 GiB by
+default; 192 samples would take 59.6. On a GPU of 24 GB, --config.train.accumulate=4 computes the same batch in parts,
+in 16.0 GiB. On a v5e-8, --config.train.batch_size=256 fits, with a peak of 13.8 GiB on each chip of 16.
 Time and result: not measured yet. Only the last command was run: two steps on two CPU cores took 2 min 25 s in all.
 """
 
