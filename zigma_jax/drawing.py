@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,29 @@ from absl import flags
 from flax import nnx
 from jax.sharding import Mesh
 
-from zigma_jax.data.config import LatentConfig
-from zigma_jax.errors import ConfigError
+from zigma_jax.data.config import LatentConfig, TextConfig
+from zigma_jax.errors import ConfigError, UserError
 from zigma_jax.interpolant import Interpolant
+from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.text import Text
 from zigma_jax.models.zigma import ZigMa
 from zigma_jax.programs import DEFINE_sample, parse_labels
 from zigma_jax.training.config import RunConfig, SampleConfig, check_guided
 from zigma_jax.training.decoding import Decoder, open_autoencoder
+from zigma_jax.training.prompts import (
+    Conditions,
+    Prompts,
+    captions_of,
+    held_out,
+    open_text_encoder,
+    read_prompts,
+)
 from zigma_jax.training.sampling import Encoder, Sampler, choose_labels, make_encoder, make_sampler
 from zigma_jax.training.sharding import replicated
 from zigma_jax.training.state import Params
 from zigma_jax.training.weights import is_workdir, load_weights, load_workdir, params_of
+
+SHOWN = 1_000  # captions of the data set that are drawn for in turn where no prompts are given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Drawing:
 
     config: of the run, if the source is a workdir. sample: its section `sample`, with what flags change.
     labels: classes to use in turn, as they were given; empty: as the program says.
+    prompts: what a model of text is to show; None for another model.
     about: the source in words.
     """
 
@@ -39,6 +52,7 @@ class Drawing:
     sample: SampleConfig
     seed: int
     labels: list[int]
+    prompts: Prompts | None
     decoder: Decoder
     about: Mapping[str, str]
 
@@ -47,10 +61,20 @@ class Drawing:
         return self.config.interpolant if self.config else Interpolant()
 
     def sampler(self) -> Sampler:
-        return make_sampler(nnx.graphdef(self.model), self.interpolant, self.sample, self.decoder.mesh, self.seed)
+        return make_sampler(
+            nnx.graphdef(self.model), self.interpolant, self.sample, self.decoder.mesh, self.seed, self._null
+        )
 
     def encoder(self) -> Encoder:
-        return make_encoder(nnx.graphdef(self.model), self.interpolant, self.sample, self.decoder.mesh)
+        return make_encoder(nnx.graphdef(self.model), self.interpolant, self.sample, self.decoder.mesh, self._null)
+
+    @property
+    def _null(self) -> Text | None:
+        return self.prompts.null if self.prompts else None
+
+    def conditions(self, labels: Sequence[int] = ()) -> Conditions:
+        """What samples are drawn for, by their numbers: the prompts, or the labels, in turn."""
+        return self.prompts or (lambda numbers: choose_labels(self.model.cfg, numbers, labels))
 
     def params(self) -> Params:
         """The model's parameters on every device."""
@@ -66,6 +90,8 @@ class Drawing:
             "seed": self.seed,
             "labels": self.labels,
         }
+        if self.prompts:
+            settings["prompts"] = self.prompts.fingerprint
         if (autoencoder := self.decoder.autoencoder) is not None:
             names = ("name", "fingerprint", "scale", "shift")
             settings["autoencoder"] = {name: getattr(autoencoder, name) for name in names}
@@ -82,6 +108,15 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
     labels = flags.DEFINE_list("labels", [], "Classes, used in turn; docs/sampling.md says what the default is.")
     weights = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
     checkpoint = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
+    prompts = flags.DEFINE_multi_string(
+        "prompts", [], "What a model of text is to show: a sentence (may be repeated), or a file with one a line."
+    )
+    negative = flags.DEFINE_string("negative", "", "What guidance leads away from, in place of the empty prompt.")
+    text_encoder = flags.DEFINE_string(
+        "text_encoder",
+        None,
+        "Of a model of text, if its run does not say: minilm, a directory, or hf://OWNER/REPO.",
+    )
     autoencoder = flags.DEFINE_string(
         "autoencoder",
         None,
@@ -108,8 +143,10 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
             model, config = load_weights(source, weights.value, checkpoint.value)
         cfg = changed(config.sample if config else SampleConfig())
         check_guided(model.cfg, cfg.guidance)
-        if model.cfg.context_size:
-            raise ConfigError(f"{source}: the model is conditioned on text, which this program does not encode yet")
+        text = _prompts(model.cfg, config, cfg, source) if model.cfg.context_size else None
+        if text is None and (prompts.value or negative.value or text_encoder.value):
+            given = "prompts" if prompts.value else "negative" if negative.value else "text_encoder"
+            raise ConfigError(f"--{given}: {source} is not conditioned on text (model.context_size = 0)")
         choose_labels(model.cfg, np.arange(1), wanted)
         latent = config.latent if config else LatentConfig()
         if autoencoder.value:
@@ -120,9 +157,38 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
         shape = model.cfg.sample_shape
         decoder = Decoder(shape, mesh, open_autoencoder(latent, shape))
         about |= {"method": cfg.method, "seed": str(seed.value)}
-        return Drawing(model, config, cfg, seed.value, wanted, decoder, about)
+        return Drawing(model, config, cfg, seed.value, wanted, text, decoder, about)
+
+    def _prompts(model: ZigMaConfig, config: RunConfig | None, cfg: SampleConfig, source: Path) -> Prompts:
+        if labels.value:
+            raise ConfigError(f"--labels: {source} is conditioned on text: give --prompts")
+        if negative.value and cfg.guidance == 1:
+            raise ConfigError("--negative: is what guidance leads away from, and sample.guidance = 1 is none")
+        wanted = read_prompts(prompts.value)
+        of_run = config.text if config else TextConfig()
+        if text_encoder.value:  # the run's fingerprint stays, so that it is no other one
+            of_run = dataclasses.replace(of_run, encoder=text_encoder.value, weights=None)
+        if not of_run.encoder:
+            raise ConfigError(
+                f"{source}: does not say which text encoder it was trained with: give it, as in "
+                "--text_encoder=hf://openai/clip-vit-large-patch14"
+            )
+        if not wanted:
+            wanted = _captions(config)
+        return Prompts(open_text_encoder(of_run, model.context_size), wanted, negative.value)
 
     return load
+
+
+def _captions(config: RunConfig | None) -> list[str]:
+    """Of the run's data set, for a program that was given no prompts."""
+    try:
+        if config is None:
+            raise ConfigError("there is no run whose data set has some")
+        source = held_out(config.data)
+        return captions_of(source, min(len(source), SHOWN))
+    except UserError as error:
+        raise ConfigError(f"--prompts is missing, and no captions are at hand ({error})") from error
 
 
 def _numbers(name: str, given: list[str]) -> tuple[float, ...]:

@@ -41,11 +41,13 @@ from zigma_jax.training.evaluation import (
     features_path,
     floor_path,
     labels_as_in,
+    labels_at,
     measure,
     reconstruction_floor,
     reference_features,
 )
 from zigma_jax.training.preview import make_grid, save_png
+from zigma_jax.training.prompts import captions_of
 from zigma_jax.training.sample_directory import check_directory, has_manifest, pictures_of
 from zigma_jax.training.sampling import choose_labels
 from zigma_jax.training.sharding import make_mesh
@@ -186,13 +188,19 @@ def _reconstructor(pictures: Pictures, mesh: Mesh) -> Decoder | None:
 
 def _samples(drawing: Drawing, dataset: Source | None, count: int) -> Pictures:
     model, wanted = drawing.model.cfg, drawing.labels
-    if wanted or dataset is None:
+    if drawing.prompts and (flags.FLAGS["prompts"].value or dataset is None):
+        conditions, about = drawing.prompts, {"prompts": f"{len(drawing.prompts.texts):,}"}
+    elif drawing.prompts and dataset:
+        conditions, about = drawing.prompts.instead(captions_of(dataset, count)), {"prompts": "captions, one a picture"}
+    elif wanted or dataset is None:
         labels = choose_labels(model, np.arange(count), wanted)
         words = ",".join(map(str, wanted)) or ("none" if labels is None else "every class in turn")
+        conditions, about = labels_at(labels), {"labels": words}
     else:
         labels, words = labels_as_in(dataset, model, count)
-    about = {**drawing.about, "labels": words}
-    return drawn(drawing.sampler(), drawing.params(), drawing.decoder, model, count, labels, about)
+        conditions, about = labels_at(labels), {"labels": words}
+    about = {**drawing.about, **about}
+    return drawn(drawing.sampler(), drawing.params(), drawing.decoder, model, count, conditions, about)
 
 
 def _load_network(defaults: EvalConfig) -> Extractor:

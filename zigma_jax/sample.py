@@ -6,7 +6,8 @@ default as the run was configured. Sample i of a seed is the same picture whatev
 devices. Latents become pictures by the run's autoencoder, or by `--autoencoder`.
 
 Writes to `--output`, as the samples are drawn: NNNNNN.png and manifest.json, which counts what is there; at the end
-grid.png, and samples.npz with `samples` (n, h, w, 3) uint8 and, for a model with classes, `labels` (n,). The same
+grid.png, and samples.npz with `samples` (n, h, w, 3) uint8 and, for a model with classes, `labels` (n,); for a model
+of text, prompts.jsonl says what each one was drawn for. The same
 command again goes on where an interrupted one was, and one with other settings is refused (`--overwrite` removes the
 samples that are there). Ctrl-C stops after the batch at hand.
 
@@ -20,6 +21,7 @@ stopped it.
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,8 +32,9 @@ from zigma_jax.data.pictures.sets import read_pictures
 from zigma_jax.drawing import DEFINE_drawing, Drawing
 from zigma_jax.errors import ConfigError
 from zigma_jax.programs import exit_with_errors, parse_flags
+from zigma_jax.training.prompts import Conditions
 from zigma_jax.training.sample_directory import SampleDirectory, check_directory
-from zigma_jax.training.sampling import Labels, batches, choose_labels, on_host
+from zigma_jax.training.sampling import Condition, batches, choose_labels, on_host
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.stops import Stops
 from zigma_jax.training.workdir import owned
@@ -47,7 +50,7 @@ _ENCODE = flags.DEFINE_string(
 )
 _LOAD = DEFINE_drawing()
 
-Work = Callable[[np.ndarray, int, Labels], tuple[np.ndarray | None, dict[str, np.ndarray]]]
+Work = Callable[[np.ndarray, int, Condition], tuple[np.ndarray | None, dict[str, np.ndarray]]]
 
 
 def main(argv: list[str]) -> None:
@@ -86,13 +89,18 @@ def sample(source: Path) -> None:
             print(f"{output}: holds these {num} samples already")
             return
         work = _drawing(drawing) if images is None else _encoding(drawing, images)
-        _fill(directory, work, lambda numbers: choose_labels(drawing.model.cfg, numbers, labels), drawing.sample.method)
+        if _fill(directory, work, drawing.conditions(labels), drawing.sample.method):
+            everyone = np.arange(num)
+            directory.finish(choose_labels(drawing.model.cfg, everyone, labels), _words(drawing, everyone))
     words = "noise of pictures" if images is not None else "pictures, their grid.png and samples.npz"
     print(f"{num} samples in {output}: {words}")
 
 
-def _fill(directory: SampleDirectory, work: Work, labels_of: Callable[[np.ndarray], Labels], name: str) -> None:
-    """Draws and writes what is not there yet. The first signal to stop ends the program after the batch at hand."""
+def _fill(directory: SampleDirectory, work: Work, conditions: Conditions, name: str) -> bool:
+    """Draws and writes what is not there yet, and returns True once all is.
+
+    The first signal to stop ends the program after the batch at hand.
+    """
     size = min(_BATCH.value, directory.num)
     interval = 0.1 if sys.stderr.isatty() else 30  # a log file wants few lines
     bar = tqdm(
@@ -105,14 +113,13 @@ def _fill(directory: SampleDirectory, work: Work, labels_of: Callable[[np.ndarra
     )
     with Stops(exit_at_second=True) as stops, bar:
         for numbers, count in batches(directory.num, size, directory.count):
-            pictures, arrays = work(numbers, count, labels_of(numbers))
+            pictures, arrays = work(numbers, count, conditions(numbers))
             directory.add(pictures, **arrays)
             bar.update(count)
             if stops.received is not None and directory.count < directory.num:
                 break
         else:
-            directory.finish(labels_of(np.arange(directory.num)))
-            return
+            return True
     print(
         f"{stops.received.name}: the first {directory.count} of {directory.num} samples are in {directory.path}; "
         "the same command goes on from them"
@@ -140,6 +147,15 @@ def _encoding(drawing: Drawing, images: np.ndarray) -> Work:
         return None, {"noise": on_host(run(params, samples, labels))[:count]}
 
     return encode
+
+
+def _words(drawing: Drawing, numbers: np.ndarray) -> list[dict[str, Any]] | None:
+    """Of each sample what prompts.jsonl says; None without prompts."""
+    if drawing.prompts is None:
+        return None
+    negative = {"negative": drawing.prompts.negative} if drawing.prompts.negative else {}
+    common = negative | {"guidance": drawing.sample.guidance, "seed": drawing.seed}
+    return [{"prompt": prompt} | common for prompt in drawing.prompts.of(numbers)]
 
 
 def _pictures(drawing: Drawing) -> tuple[np.ndarray, list[int]]:

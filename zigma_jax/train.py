@@ -31,6 +31,7 @@ from zigma_jax.errors import DivergedError
 from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.checkpoint import Checkpointer
+from zigma_jax.training.conditions import open_conditions
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.decoding import Decoder
 from zigma_jax.training.evaluation import ScheduledEvaluation
@@ -38,8 +39,9 @@ from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.processes import from_primary
+from zigma_jax.training.prompts import Prompts, preview_conditions
 from zigma_jax.training.samples import inputs, open_samples
-from zigma_jax.training.sampling import choose_labels, make_sampler
+from zigma_jax.training.sampling import make_sampler
 from zigma_jax.training.sharding import batch_sharding, check_batch, make_mesh
 from zigma_jax.training.state import make_optimizer, make_state
 from zigma_jax.training.step import make_train_step
@@ -86,7 +88,9 @@ class Run:
         self.mesh = make_mesh(cfg.fsdp)
         check_batch(cfg.batch_size, cfg.accumulate, self.mesh)
         stops.on(self.mesh)
-        source, self.config = open_samples(config, open_source(config.data))
+        records = open_source(config.data)
+        source, config = open_samples(config, records)
+        given, self.config = open_conditions(config, records)
         config = self.config
         self.dataset = make_dataset(
             config.data,
@@ -96,14 +100,21 @@ class Run:
             process_count=jax.process_count(),
             num_classes=config.model.num_classes,
             encoded=source.encoded,
+            text=given.texts,
         )
         self.data = iter(self.dataset)
         optimizer = make_optimizer(config.optimizer, cfg.steps)
         graphdef, self.init_state, self.abstract_state = make_state(config.model, optimizer, cfg.seed, self.mesh)
-        self.train_step = make_train_step(graphdef, optimizer, config, self.mesh, self.abstract_state, source.samples)
-        self._sampler = make_sampler(graphdef, config.interpolant, config.sample, self.mesh, cfg.seed)
+        self.train_step = make_train_step(
+            graphdef, optimizer, config, self.mesh, self.abstract_state, source.samples, given.conditions
+        )
+        self.shown = preview_conditions(config, given.encoder)
+        null = self.shown.null if isinstance(self.shown, Prompts) else None
+        self._sampler = make_sampler(graphdef, config.interpolant, config.sample, self.mesh, cfg.seed, null)
         self.decoder = Decoder(config.model.sample_shape, self.mesh, source.autoencoder)
-        self.evaluation = ScheduledEvaluation(config, workdir, self.draw, self.decoder) if config.eval.every else None
+        self.evaluation = None
+        if config.eval.every:
+            self.evaluation = ScheduledEvaluation(config, workdir, self.draw, self.decoder, given.encoder)
         self.waited, self.logged = 0.0, time.perf_counter()  # for data since the last log point, and when that was
 
     def open_checkpoints(self) -> Checkpointer:
@@ -218,8 +229,9 @@ class Run:
         """Draws the preview's samples and writes them as a grid."""
         with contextlib.suppress(Interrupted), self.logger.tolerate("preview", f"preview of step {self.step}"):
             indices = np.arange(self.config.log.preview_count)
-            samples = self.draw(self.state.ema, indices, choose_labels(self.config.model, indices))
-            grid = make_grid(self.decoder(samples))
+            samples = self.draw(self.state.ema, indices, self.shown(indices))
+            captions = self.shown.of(indices) if isinstance(self.shown, Prompts) else None
+            grid = make_grid(self.decoder(samples), captions=captions)
             if jax.process_index() == 0:
                 save_png(self.workdir / "previews" / f"{self.step:07d}.png", grid)
                 save_png(self.workdir / "previews" / "latest.png", grid)

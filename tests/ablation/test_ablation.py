@@ -173,7 +173,7 @@ def test_a_step_sees_what_the_trainers_would(data_dir, finished):
     image = np.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
     state = programs.init(3)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: ZigMa(config.model, rngs=nnx.Rngs(0))))
-    loss = jax.jit(partial(batch_loss, graphdef, config.interpolant, 0.0))
+    loss = jax.jit(partial(batch_loss, graphdef, config.interpolant))
     expected = loss(state.params, {"image": jax.device_put(image)}, sample_keys(3, jax.numpy.int32(0), 16))
     _, metrics = programs.step(state, 3, pictures, rows, mirrored)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)  # a few roundings of a mean

@@ -30,6 +30,7 @@ from zigma_jax.training.evaluation import (
     drawn,
     features_path,
     labels_as_in,
+    labels_at,
     measure,
     reconstructed,
     reconstruction_floor,
@@ -51,7 +52,9 @@ def make_model():
 def draws_of(model, config, mesh, count, labels=None):
     draw = make_sampler(nnx.graphdef(model), config.interpolant, config.sample, mesh, 0)
     params = jax.device_put(params_of(model), replicated(mesh))
-    return drawn(draw, params, Decoder(model.cfg.sample_shape, mesh), model.cfg, count, labels, {"model": "tiny"})
+    return drawn(
+        draw, params, Decoder(model.cfg.sample_shape, mesh), model.cfg, count, labels_at(labels), {"model": "tiny"}
+    )
 
 
 def dataset_of(config):
@@ -92,9 +95,9 @@ def test_a_sample_that_is_not_finite_is_named():
         return samples
 
     with pytest.raises(FloatingPointError, match="sample 5 is not finite"):
-        list(drawn(draw, {}, decoder, model.cfg, 8, None, {}).batches(3))
+        list(drawn(draw, {}, decoder, model.cfg, 8, labels_at(None), {}).batches(3))
     assert (
-        len(list(drawn(draw, {}, decoder, model.cfg, 5, None, {}).batches(3))) == 2
+        len(list(drawn(draw, {}, decoder, model.cfg, 5, labels_at(None), {}).batches(3))) == 2
     )  # beyond what is asked for it may be
 
 
@@ -102,7 +105,7 @@ def test_a_sample_that_is_not_finite_is_named():
 def test_a_model_that_draws_no_pictures_is_refused(fields):
     cfg = zj.ZigMaConfig(**({"sample_shape": (8, 8, 3), "hidden_size": 16, "depth": 1} | fields))
     with pytest.raises(ConfigError, match=r"videos|conditioned on text"):
-        drawn(lambda *_: pytest.fail("drawn"), {}, Decoder(cfg.sample_shape, make_mesh()), cfg, 8, None, {})
+        drawn(lambda *_: pytest.fail("drawn"), {}, Decoder(cfg.sample_shape, make_mesh()), cfg, 8, labels_at(None), {})
 
 
 def test_labels_are_as_frequent_as_in_the_data_set(data_dir):

@@ -109,8 +109,8 @@ def test_null_condition():
     null = zj.ZigMa(classes, rngs=nnx.Rngs(0)).null_condition(jnp.array([1, 4]))
     np.testing.assert_array_equal(null, [5, 5])
     text = zj.ZigMaConfig(sample_shape=(4, 4, 3), hidden_size=8, depth=1, context_size=6)
-    null = zj.ZigMa(text, rngs=nnx.Rngs(0)).null_condition(jnp.ones((2, 3, 6)))
-    np.testing.assert_array_equal(null, np.zeros((2, 3, 6)))
+    with pytest.raises(ValueError, match=r"the empty caption for a model of text: give its tokens, encoder\.null"):
+        abstract_model(text).null_condition(jnp.zeros(2, int))
 
 
 def test_every_seed_is_another(model):

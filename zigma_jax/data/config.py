@@ -132,7 +132,6 @@ class TextConfig:
         weights: where the weights lie, if `encoder` is the kind alone ("clip", "bert").
         cache: "encoded": every caption is encoded once, into a set of its own beside the data set; a directory: the
             same, there; "step": captions are encoded in the training step, and nothing is kept.
-        dtype: the encoder computes in "float32" or "bfloat16".
         fingerprint: SHA-256 of the encoder's weights. A run writes it down, and its prompts are encoded with no other
             weights; if it is given, no others are trained with either.
     """
@@ -140,7 +139,6 @@ class TextConfig:
     encoder: str = ""
     weights: str | None = None
     cache: str = "encoded"
-    dtype: Literal["float32", "bfloat16"] = "float32"
     fingerprint: str = ""
 
     def __post_init__(self):

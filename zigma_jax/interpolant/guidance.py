@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from jaxtyping import Array, Bool, Float
 from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant.objective import ModelFn, at_least_float32, evaluate
 
-ConditionalModelFn = Callable[[Array, Array, Array], Array]
-"""model_fn(x (b, ...), t (b,), y (b, ...)) -> prediction (b, ...): a `ZigMa`, or a plain function."""
+ConditionalModelFn = Callable[[Array, Array, Any], Array]
+"""model_fn(x (b, ...), t (b,), y) -> prediction (b, ...): a `ZigMa`, or a plain function. y: a tree of (b, ...)."""
 
 
 _LARGEST = 10_000  # far beyond any use; the predictions times 1e38 would overflow
@@ -20,8 +21,8 @@ _LARGEST = 10_000  # far beyond any use; the predictions times 1e38 would overfl
 
 def guide(
     model_fn: ConditionalModelFn,
-    y: Array | np.ndarray,
-    null: Array | np.ndarray | int,
+    y: Any,
+    null: Any,
     scale: float | int,
     interval: Sequence[float | int] = (0.0, 1.0),
 ) -> ModelFn:
@@ -35,9 +36,9 @@ def guide(
     lie side by side, so that a batch divided over devices stays where it is.
 
     Args:
-        y: the condition, (b, ...): labels, or text embeddings.
-        null: what stands for no condition, as it was in training, of y's shape or broadcast to it: the null
-            class, the embeddings of an empty text; `ZigMa.null_condition(y)` for a ZigMa.
+        y: the condition, an array (b, ...) or a tree of such: labels, the tokens of texts, a `Text`.
+        null: what stands for no condition, as it was in training, of y's structure and shapes or broadcast to them:
+            the null class, `ZigMa.null_condition(y)`; the tokens of the empty caption.
         scale: of guidance.
         interval: (lo, hi): samples with lo <= t <= hi are guided, data being at t = 1; for the others the model
             is the conditional one. While no sample of the batch is inside, the pass is one of b samples. The
@@ -48,13 +49,9 @@ def guide(
             that does not fit y.
     """
     check_guidance(scale, interval)
-    y, null = jnp.asarray(y), jnp.asarray(null)
-    try:
-        if jnp.issubdtype(y.dtype, jnp.integer) and jnp.issubdtype(null.dtype, jnp.integer):
-            y = y.astype(jnp.promote_types(y.dtype, null.dtype))  # class 256 is none of uint8
-        null = jnp.broadcast_to(null.astype(y.dtype), y.shape)
-    except ValueError as error:
-        raise ConfigError(f"null has shape {null.shape}, which does not broadcast to y's, {y.shape}") from error
+    if jax.tree.structure(y) != jax.tree.structure(null):
+        raise ConfigError(f"null is {jax.tree.structure(null)}, and y is {jax.tree.structure(y)}: they must be alike")
+    y, null = jax.tree.transpose(jax.tree.structure(y), jax.tree.structure((0, 0)), jax.tree.map(_alike, y, null))
     lo, hi = interval
     always = lo <= 0 and hi >= 1  # whatever rounding does to the ends
 
@@ -65,14 +62,15 @@ def guide(
         return at_least_float32("the output of model_fn", model_fn(x, t, y))
 
     def guided(x: Array, t: Array) -> Array:
-        both = evaluate(lambda x, t: model_fn(x, t, _interleave(y, null)), _interleave(x, x), _interleave(t, t))
+        both_conditions = jax.tree.map(_interleave, y, null)
+        both = evaluate(lambda x, t: model_fn(x, t, both_conditions), _interleave(x, x), _interleave(t, t))
         given_y, given_null = jnp.moveaxis(both.reshape(-1, 2, *both.shape[1:]), 1, 0)
         return _where(is_guided(t), given_null + scale * (given_y - given_null), given_y)
 
     if scale == 1:
         return lambda x, t: model_fn(x, t, y)
     if scale == 0:
-        return lambda x, t: model_fn(x, t, _where(is_guided(t), null, y))
+        return lambda x, t: model_fn(x, t, jax.tree.map(lambda a, b: _where(is_guided(t), a, b), null, y))
     if always:
         return guided
     return lambda x, t: jax.lax.cond(jnp.any(is_guided(t)), guided, conditional, x, t)
@@ -84,6 +82,17 @@ def check_guidance(scale: float | int, interval: Sequence[float | int]) -> None:
         raise ConfigError(f"guidance scale = {scale!r} must be finite and at most {_LARGEST:,} in magnitude; 1 is none")
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise ConfigError(f"guidance interval = {tuple(interval)} must be (lo, hi) with 0 <= lo < hi <= 1")
+
+
+def _alike(y: Array | np.ndarray, null: Array | np.ndarray | int) -> tuple[Array, Array]:
+    """Both as arrays of one shape and dtype. Raises ConfigError where null does not broadcast to y."""
+    y, null = jnp.asarray(y), jnp.asarray(null)
+    try:
+        if jnp.issubdtype(y.dtype, jnp.integer) and jnp.issubdtype(null.dtype, jnp.integer):
+            y = y.astype(jnp.promote_types(y.dtype, null.dtype))  # class 256 is none of uint8
+        return y, jnp.broadcast_to(null.astype(y.dtype), y.shape)
+    except ValueError as error:
+        raise ConfigError(f"null has shape {null.shape}, which does not broadcast to y's, {y.shape}") from error
 
 
 def _interleave(a: Array, b: Array) -> Array:

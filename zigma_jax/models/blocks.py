@@ -11,6 +11,7 @@ from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.initializers import torch_linear, zeros
 from zigma_jax.models.linear import Linear
 from zigma_jax.models.mixer import Mixer
+from zigma_jax.models.text import Text
 
 
 def modulate(x: Float[Array, "b L hidden"], shift: Float[Array, "b hidden"], scale: Float[Array, "b hidden"]):
@@ -42,12 +43,16 @@ class CrossAttention(nnx.Module):
         self.value = linear(hidden_size, inner, False)
         self.out = linear(inner, hidden_size, True)
 
-    def __call__(self, x: Float[Array, "b L hidden"], text: Float[Array, "b m hidden"]) -> Float[Array, "b L hidden"]:
+    def __call__(self, x: Float[Array, "b L hidden"], text: Text) -> Float[Array, "b L hidden"]:
+        tokens = jnp.asarray(text.tokens)
+
         def split_heads(a):
             return a.reshape(*a.shape[:-1], self.heads, self.head_size)
 
+        mask = None if text.mask is None else text.mask[:, None, None, :]
+        key, value = self.key(tokens), self.value(tokens)
         attended = jax.nn.dot_product_attention(
-            split_heads(self.query(x)), split_heads(self.key(text)), split_heads(self.value(text))
+            split_heads(self.query(x)), split_heads(key), split_heads(value), mask=mask
         )
         return self.out(attended.reshape(*x.shape[:-1], -1))
 
@@ -90,7 +95,7 @@ class Block(nnx.Module):
         x: Float[Array, "b L hidden"],
         residual: Float[Array, "b L hidden"],
         c: Float[Array, "b hidden"],
-        text: Float[Array, "b m hidden"] | None,
+        text: Text | None,
         orders: tuple[GridPath, ...],
         keep: Float[Array, " b"] | None,
     ) -> tuple[Float[Array, "b L hidden"], Float[Array, "b L hidden"]]:

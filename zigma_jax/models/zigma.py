@@ -14,6 +14,7 @@ from zigma_jax.models.embeddings import TimeEmbedding, patchify, sincos_table, u
 from zigma_jax.models.initializers import normal_002, torch_linear, xavier_uniform, zeros
 from zigma_jax.models.linear import Linear
 from zigma_jax.models.orders import scan_orders
+from zigma_jax.models.text import Text, mean_over_tokens
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -79,7 +80,7 @@ class ZigMa(nnx.Module):
         self,
         x: Float[Array, "b ..."],
         t: Float[Array, " b"],
-        y: Integer[Array, " b"] | Float[Array, "b m context"] | None = None,
+        y: Integer[Array, " b"] | Float[Array, "b m context"] | Text | None = None,
         *,
         key: Key[Array, "*b"] | None = None,
     ) -> Float[Array, "b ..."]:
@@ -88,8 +89,9 @@ class ZigMa(nnx.Module):
         Args:
             x: samples (b, [f,] h, w, c), of the configuration's `sample_shape`.
             t: times (b,) in [0, 1]; data at 1.
-            y: None, class labels (b,), or text tokens (b, m, context_size), as the configuration says. A label
-                outside [0, num_classes) cannot be seen under jit: check it where data enters.
+            y: None, class labels (b,), or text tokens (b, m, context_size), as the configuration says; a `Text` says
+                which tokens are to be seen, and the others change nothing. A label outside [0, num_classes) cannot be
+                seen under jit: check it where data enters.
             key: turns stochastic depth on, as in training: one key for the batch, or one a sample (b,).
 
         Raises:
@@ -109,21 +111,22 @@ class ZigMa(nnx.Module):
         values = self.out(self.norm_out(self.norm(residual)))
         return unpatchify(values, cfg.sample_shape, cfg.patch_size)
 
-    def null_condition(
-        self, y: Integer[Array, " b"] | Float[Array, "b m context"]
-    ) -> Integer[Array, " b"] | Float[Array, "b m context"]:
-        """What stands for no condition, of y's shape: the null class, or for text embeddings zeros.
+    def null_condition(self, y: Integer[Array, " b"]) -> Integer[Array, " b"]:
+        """What stands for no label, of y's shape: the null class.
 
         Its dtype is y's, or int32 where y's cannot hold the null class: uint8 ends at 255, the last of 256 classes.
 
-        It is what guidance takes the model away from, and what training has to put in place of y now and then.
+        It is what guidance takes the model away from, and what training has to put in place of y now and then. For
+        text that is the empty caption's tokens, which the text encoder has (`TextEncoder.null`) and the model has not.
+        The original's text models were trained with a caption always, and sampled without guidance: the empty caption
+        means no more to them than any other that they have not seen.
 
         Raises:
-            ValueError: the model takes no condition, or has classes but no null class.
+            ValueError: the model is conditioned on text, takes no condition, or has classes but no null class.
         """
         cfg = self.cfg
         if cfg.context_size:
-            return jnp.zeros_like(y)
+            raise ValueError("no condition is the empty caption for a model of text: give its tokens, encoder.null")
         if not cfg.null_class:
             raise ValueError(
                 f"guidance needs a model that knows what no condition is: null_class = {cfg.null_class} and "
@@ -138,11 +141,12 @@ class ZigMa(nnx.Module):
         cfg = self.cfg
         if x.shape[1:] != cfg.sample_shape:
             raise ValueError(f"x has shape {x.shape}: the model takes (batch, {', '.join(map(str, cfg.sample_shape))})")
-        if cfg.num_classes and (y is None or y.ndim != 1):
+        if cfg.num_classes and (y is None or isinstance(y, Text) or y.ndim != 1):
             raise ValueError(f"y = {_describe(y)}: a model with {cfg.num_classes} classes takes labels (batch,)")
-        if cfg.context_size and (y is None or y.ndim != 3 or y.shape[-1] != cfg.context_size):
+        tokens = y.tokens if isinstance(y, Text) else y
+        if cfg.context_size and (tokens is None or tokens.ndim != 3 or tokens.shape[-1] != cfg.context_size):
             raise ValueError(
-                f"y = {_describe(y)}: a text-conditioned model takes tokens (batch, tokens, {cfg.context_size})"
+                f"y = {_describe(tokens)}: a text-conditioned model takes tokens (batch, tokens, {cfg.context_size})"
             )
         if not (cfg.num_classes or cfg.context_size) and y is not None:
             raise ValueError(f"y = {_describe(y)}: this model takes no condition (num_classes = context_size = 0)")
@@ -159,13 +163,14 @@ class ZigMa(nnx.Module):
         return tokens
 
     def _condition(self, t, y):
-        """The vector that modulates every block (b, hidden), and the text tokens (b, m, hidden) if there are any."""
+        """The vector that modulates every block (b, hidden), and the text, its tokens (b, m, hidden), or None."""
         c = self.time_embed(t)
         if self.cfg.num_classes:
             return c + self.class_embed(y), None
         if self.cfg.context_size:
-            text = self.context_embed(y)
-            return c + jnp.mean(text.astype(jnp.float32), axis=1), text
+            tokens, mask = y if isinstance(y, Text) else (y, None)
+            text = Text(self.context_embed(jnp.asarray(tokens)), mask)
+            return c + mean_over_tokens(*text), text
         return c, None
 
     def _apply_blocks(self, x, c, text, keep):
@@ -208,4 +213,6 @@ def drop_path_scales(key: Key[Array, "*b"], batch: int, depth: int, rate: float)
 
 
 def _describe(y) -> str:
+    if isinstance(y, Text):
+        return f"Text of {_describe(y.tokens)}"
     return "None" if y is None else f"{y.dtype}{list(y.shape)}"

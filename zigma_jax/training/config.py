@@ -139,12 +139,14 @@ class LogConfig:
         every: steps between lines of metrics.jsonl and points in TensorBoard.
         preview_every: steps between grids of samples from fixed noise.
         preview_count: samples in such a grid.
+        preview_prompts: what these samples are to show, in turn, for a model of text; none: captions of the data set.
         wandb_project: also log to this Weights & Biases project; empty logs to none.
     """
 
     every: int = 100
     preview_every: int = 5_000
     preview_count: int = 16
+    preview_prompts: tuple[str, ...] = ()
     wandb_project: str = ""
 
     def __post_init__(self):
@@ -272,6 +274,12 @@ class RunConfig:
             "model.context_size",
             self.model.context_size,
             f"is the width of the text encoder's tokens, and 0 without one (text.encoder = {self.text.encoder!r})",
+        )
+        require(
+            not self.log.preview_prompts or self.model.context_size > 0,
+            "log.preview_prompts",
+            self.log.preview_prompts,
+            "is for a model of text (model.context_size, text.encoder)",
         )
         require(
             not self.train.label_dropout or self.model.null_class or self.model.context_size > 0,

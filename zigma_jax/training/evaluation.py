@@ -10,6 +10,7 @@ import urllib.parse
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,6 +43,7 @@ from zigma_jax.training.best import Evaluations
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.decoding import Decoder
 from zigma_jax.training.logging import MetricLogger
+from zigma_jax.training.prompts import Conditions, Prompts, captions_of, spread
 from zigma_jax.training.sampling import Labels, Sampler, batches, choose_labels
 from zigma_jax.training.state import Params
 
@@ -55,33 +57,31 @@ def drawn(
     decoder: Decoder,
     model: ZigMaConfig,
     count: int,
-    labels: Labels,
+    conditions: Conditions,
     about: Mapping[str, str],
 ) -> Pictures:
-    """The first `count` samples that `draw` draws, with labels (count,), as the pictures that `decoder` makes of them.
+    """The first `count` samples that `draw` draws for `conditions`, as the pictures that `decoder` makes of them.
 
     Drawn anew each time that they are gone through, which raises DivergedError for samples that are not finite.
 
     Raises:
-        ConfigError: the model draws no pictures, but videos; or is conditioned on text.
+        ConfigError: the model draws no pictures, but videos.
     """
     check_draws_pictures(model)
 
     def pictures(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
         for numbers, asked in batches(count, min(batch_size, count)):
-            samples = draw(params, numbers, None if labels is None else labels[numbers % count])[:asked]
+            samples = draw(params, numbers, conditions(numbers % count))[:asked]
             yield decoder.checked(samples, int(numbers[0]))
 
     return Pictures(count, decoder.size, about, pictures)
 
 
 def check_draws_pictures(model: ZigMaConfig) -> None:
-    """Raises ConfigError for a model of videos or texts."""
+    """Raises ConfigError for a model of videos."""
     shape = model.sample_shape
     if len(shape) != 3:
         raise ConfigError(f"the model draws samples of shape {shape}, videos: evaluate pictures")
-    if model.context_size:
-        raise ConfigError("the model is conditioned on text: draw pictures with it first, and evaluate those")
 
 
 def labels_as_in(source: Source, model: ZigMaConfig, count: int) -> tuple[Labels, str]:
@@ -91,8 +91,13 @@ def labels_as_in(source: Source, model: ZigMaConfig, count: int) -> tuple[Labels
     """
     if not 0 < source.info.num_classes <= model.num_classes:
         return choose_labels(model, np.arange(count)), "every class in turn" if model.num_classes else "none"
-    records = np.arange(count) * len(source) // count if count < len(source) else np.arange(count) % len(source)
-    return np.array([source.label(source[int(i)]) for i in records], np.int32), "as in the data set"
+    labels = [source.label(source[int(record)]) for record in spread(source, count)]
+    return np.array(labels, np.int32), "as in the data set"
+
+
+def labels_at(labels: Labels) -> Conditions:
+    """What samples are drawn for, by their numbers: their labels, or nothing."""
+    return lambda numbers: None if labels is None else labels[numbers]
 
 
 def features_path(source: Source, pictures: Pictures, extractor: FeatureExtractor) -> Path:
@@ -236,15 +241,19 @@ class ScheduledEvaluation:
     Made before training starts: whatever is wrong with it shows then, and the features of the data set are extracted;
     with an autoencoder, those of its reconstructions, too.
 
-    draw, decoder: how samples are drawn, and turned into pictures.
+    draw, decoder: how samples are drawn, and turned into pictures. encoder: of captions, for a model of text.
     """
 
-    def __init__(self, config: RunConfig, workdir: Path, draw: Sampler, decoder: Decoder):
+    def __init__(self, config: RunConfig, workdir: Path, draw: Sampler, decoder: Decoder, encoder: Any = None):
         cfg, mesh = config.eval, decoder.mesh
         self._cfg, self._draw, self._decoder, self._model, self._mesh = cfg, draw, decoder, config.model, mesh
         data = dataclasses.replace(config.data, split=cfg.split or config.data.split)
         source = open_source(data)
-        self._labels, _ = labels_as_in(source, config.model, cfg.samples)
+        if encoder is not None:
+            self._conditions = Prompts(encoder, captions_of(source, cfg.samples))
+        else:
+            labels, _ = labels_as_in(source, config.model, cfg.samples)
+            self._conditions = labels_at(labels)
         pictures = of_dataset(data, source.info)
         self._extractor = load_network(cfg.network, cfg.weights)
         check_before(self._extractor, self._samples({}), pictures, cfg.metrics)
@@ -299,7 +308,7 @@ class ScheduledEvaluation:
         return self._done.best
 
     def _samples(self, params: Params) -> Pictures:
-        return drawn(self._draw, params, self._decoder, self._model, self._cfg.samples, self._labels, {})
+        return drawn(self._draw, params, self._decoder, self._model, self._cfg.samples, self._conditions, {})
 
 
 def _promised(extractor: FeatureExtractor, pictures: Pictures) -> Features:

@@ -2,11 +2,12 @@
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from zigma_jax.files import write_atomically
 from zigma_jax.training.decoding import to_bytes
@@ -20,16 +21,19 @@ Samples = (
 
 GAP = 2  # pixels between tiles
 BACKGROUND = 255
+CAPTION_WIDTH, CAPTION_SIZE, CAPTION_LINES = 160, 11, 4  # of a picture at least; of letters; at most. Pixels
 
 
 def make_grid(
     samples: Samples,
     columns: int | None = None,
+    captions: Sequence[str] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Tiles pictures, or videos as rows of their frames: bytes, or numbers in [-1, 1] of 1 or 3 channels.
 
     columns: the default makes the number of columns and rows as equal as it can; of videos, a row is one
-    sample's frames. Values beyond [-1, 1] are clipped; a pixel that is not finite is magenta, so that a
+    sample's frames. captions: a text for below each picture; small pictures are then enlarged, so that there is room
+    for it. Values beyond [-1, 1] are clipped; a pixel that is not finite is magenta, so that a
     broken sample looks broken.
     Raises ValueError for no samples, and for other channels: latents have to be decoded first.
     """
@@ -37,6 +41,8 @@ def make_grid(
     if tiles.ndim == 5:
         columns = columns or tiles.shape[1]
         tiles = tiles.reshape(-1, *tiles.shape[2:])
+    if captions is not None:
+        tiles = np.stack([captioned(tile, text) for tile, text in zip(tiles, captions, strict=True)])
     n, h, w, _ = tiles.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -45,6 +51,43 @@ def make_grid(
         top, left = GAP + i // columns * (h + GAP), GAP + i % columns * (w + GAP)
         grid[top : top + h, left : left + w] = tile
     return grid
+
+
+def captioned(picture: UInt8[np.ndarray, "h w 3"], text: str) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture with a text below it, in a few lines. Small pictures are enlarged by a whole number."""
+    times = -(-CAPTION_WIDTH // picture.shape[1])
+    picture = picture.repeat(times, axis=0).repeat(times, axis=1)
+    font = ImageFont.load_default(CAPTION_SIZE)
+    height = round(1.25 * CAPTION_SIZE)
+    below = Image.new("RGB", (picture.shape[1], CAPTION_LINES * height + GAP), (BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(below)
+    for number, line in enumerate(_wrapped(text, picture.shape[1] - 2 * GAP, font)):
+        draw.text((GAP, GAP + number * height), line, fill=(0, 0, 0), font=font)
+    return np.concatenate([picture, np.asarray(below)])
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """The text in lines that fit, the last one ending in … if it is too long."""
+    lines, line = [], ""
+    # What no font draws on one line, such as tabs and control characters, is space.
+    words = "".join(character if character.isprintable() else " " for character in text[:1000]).split()
+    for word in words:
+        longer = f"{line} {word}".strip()
+        if line and font.getlength(longer) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = longer
+    lines = [*lines, line]
+    if len(lines) > CAPTION_LINES:
+        lines = [*lines[: CAPTION_LINES - 1], f"{lines[CAPTION_LINES - 1]} …"]
+    return [_cut(line, width, font) for line in lines]
+
+
+def _cut(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    while len(line) > 1 and font.getlength(line) > width:
+        line = f"{line[:-2]}…"
+    return line
 
 
 def save_png(path: str | Path, grid: UInt8[np.ndarray, "H W 3"]) -> None:

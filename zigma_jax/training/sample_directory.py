@@ -23,6 +23,7 @@ from zigma_jax.training.processes import from_primary
 from zigma_jax.training.streams import ArrayStream, Parts, write_npz
 
 MANIFEST = "manifest.json"
+PROMPTS = "prompts.jsonl"
 FORMAT = 1
 GRID = 256  # pictures in grid.png at most,
 GRID_PIXELS = 2**24  # and pixels of them: 16 pictures of 1024 x 1024
@@ -131,10 +132,12 @@ class SampleDirectory:
             ) from error
         self.count = count
 
-    def finish(self, labels: Int[np.ndarray, " n"] | None) -> None:
+    def finish(self, labels: Int[np.ndarray, " n"] | None, prompts: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Once all were added: arrays become NAME.npz, pictures samples.npz and grid.png, and the manifest says so.
 
         labels: of all samples, put beside them in an npz as `labels`.
+        prompts: of each sample its "prompt" and what else there is to say of it: a line of prompts.jsonl each, and the
+            texts below the pictures of the grid.
         """
         assert self.count == self.num, f"{self.count} samples of {self.num}"
         self.finished = True
@@ -149,7 +152,12 @@ class SampleDirectory:
                 parts = (picture[None] for picture in self._pictures())
                 samples = Parts((self.num, *self._shape), np.uint8, parts)
                 write_npz(self.path / "samples.npz", {"samples": samples} | beside)
-            self._write_grid(packed.get("samples"))
+            self._write_grid(packed.get("samples"), [str(line["prompt"]) for line in prompts] if prompts else None)
+        if prompts:
+            pattern = self._manifest["pictures"]
+            files = [{} if pattern is None else {"file": pattern % number} for number in range(self.num)]
+            lines = [json.dumps(file | dict(line)) for file, line in zip(files, prompts, strict=True)]
+            write_atomically(self.path / PROMPTS, "".join(f"{line}\n" for line in lines).encode())
         self._write_manifest(finished=True)
         self._remove_packed(packed)
 
@@ -177,11 +185,12 @@ class SampleDirectory:
         for number in range(self.num):
             yield read_picture(self.path / (self._manifest["pictures"] % number))
 
-    def _write_grid(self, videos: ArrayStream | None) -> None:
+    def _write_grid(self, videos: ArrayStream | None, prompts: list[str] | None) -> None:
         assert self._shape is not None
         count = min(self.num, GRID, max(1, GRID_PIXELS * 3 // int(np.prod(self._shape))))
         found = (video for part in videos.parts() for video in part) if videos else self._pictures()
-        save_png(self.path / "grid.png", make_grid(np.stack(list(itertools.islice(found, count)))))
+        captions = prompts[:count] if prompts and len(self._shape) == 3 else None
+        save_png(self.path / "grid.png", make_grid(np.stack(list(itertools.islice(found, count))), captions=captions))
 
     def _write_manifest(self, **changes: int) -> None:
         manifest = self._manifest | changes
@@ -279,7 +288,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _remove(path: Path, manifest: Mapping[str, Any]) -> None:
     """Removes the samples, the manifest last. More of them may be there than it counts: a killed program's."""
     names = [f"{name}{end}" for name in manifest["settings"].get("arrays", []) for end in (".npy", ".npz")]
-    names += ["samples.npz", ".samples.npz.partial", "grid.png"]
+    names += ["samples.npz", ".samples.npz.partial", "grid.png", PROMPTS]
     if manifest["pictures"]:
         names += [manifest["pictures"] % number for number in range(manifest["num"])]
     for name in (*names, MANIFEST):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # what reads data is imported where it is used, so that the t
     from zigma_jax.data.latent_sets import EncodedSet
     from zigma_jax.data.sources import Source
 
-INPUTS = ("image", "mean", "std")  # what a batch may have for these functions to read
+# What a batch may have for the training step to read, beside labels.
+INPUTS = ("image", "mean", "std", "tokens", "token_ids", "token_mask")
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +72,7 @@ PIXELS = Pixels()
 
 
 def inputs(batch: dict[str, np.ndarray], labels: bool) -> dict[str, np.ndarray]:
-    """What the step needs of a batch: pictures or posteriors, and labels if the model has classes."""
+    """What the step needs of a batch: pictures or posteriors, captions, and labels if the model has classes."""
     wanted = (*INPUTS, "label") if labels else INPUTS
     return {name: batch[name] for name in wanted if name in batch}
 

@@ -14,18 +14,25 @@ from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant import Interpolant, guide, ode, sample_ode, sample_sde
 from zigma_jax.interpolant.draws import fold_in_each
 from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.text import Text
 from zigma_jax.models.zigma import ZigMa
 from zigma_jax.training.config import SampleConfig, check_guided
-from zigma_jax.training.sharding import batch_sharding
+from zigma_jax.training.sharding import batch_sharding, replicated
 from zigma_jax.training.state import Params
 
 Labels = Int[np.ndarray, " n"] | None
-Sampler = Callable[[Params, Int[np.ndarray, " n"], Labels], Float[Array | np.ndarray, "n ..."]]
-Encoder = Callable[[Params, Float[np.ndarray, "n ..."], Labels], Float[Array, "n ..."]]
+Condition = Labels | Text
+"""What samples are drawn for: labels (n,), the tokens of n texts, or nothing."""
+Sampler = Callable[[Params, Int[np.ndarray, " n"], Condition], Float[Array | np.ndarray, "n ..."]]
+Encoder = Callable[[Params, Float[np.ndarray, "n ..."], Condition], Float[Array, "n ..."]]
 
 
-def make_sampler(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh, seed: int) -> Sampler:
-    """A function `(params, indices (n,), labels (n,) | None) -> samples (n, …)`, float32, on the devices.
+def make_sampler(
+    graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh, seed: int, null: Text | None = None
+) -> Sampler:
+    """A function `(params, indices (n,), condition of n samples) -> samples (n, …)`, float32, on the devices.
+
+    null: what guidance leads away from, if samples are drawn for texts: as many tokens as these have.
 
     The work is spread over the mesh, on which the parameters have to be. Sample i starts from noise drawn from
     (seed, i) alone, and so is an SDE's noise on the way: batch size and device count never change it. The
@@ -36,16 +43,16 @@ def make_sampler(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mes
     """
     key = seed_key(seed)
 
-    def sample(params, indices, labels):
+    def sample(params, indices, y, null):
         model = nnx.merge(graphdef, params)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         z = jax.vmap(lambda key: jax.random.normal(key, model.cfg.sample_shape))(keys)
         z = jax.lax.with_sharding_constraint(z, batch_sharding(mesh))
         if not cfg.sde_method:
-            return _follow_ode(interpolant, cfg, model, z, labels)
+            return _follow_ode(interpolant, cfg, model, z, y, null)
         return sample_sde(
             interpolant,
-            _guided(model, labels, cfg),
+            _guided(model, y, null, cfg),
             z,
             fold_in_each(keys, 1),
             method=cfg.sde_method,
@@ -57,13 +64,15 @@ def make_sampler(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mes
             last_step_size=cfg.last_step_size,
         )
 
-    return _on_mesh(sample, np.int32, mesh)
+    return _on_mesh(sample, np.int32, mesh, null)
 
 
-def make_encoder(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh) -> Encoder:
-    """The way back: a function `(params, images (n, …), labels (n,) | None) -> noise (n, …)`, float32.
+def make_encoder(
+    graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mesh: Mesh, null: Text | None = None
+) -> Encoder:
+    """The way back: a function `(params, images (n, …), condition of n samples) -> noise (n, …)`, float32.
 
-    images: pixels in [-1, 1], or normalized latents.
+    images: pixels in [-1, 1], or normalized latents. null: as for `make_sampler`.
 
     Along the ODE of `cfg`, guidance included, from data to noise; otherwise as `make_sampler`.
 
@@ -74,16 +83,16 @@ def make_encoder(graphdef: Any, interpolant: Interpolant, cfg: SampleConfig, mes
         methods = ", ".join(ode.METHODS)
         raise ConfigError(f"config.sample.method = {cfg.method!r}: an SDE can't be run backwards; use one of {methods}")
 
-    def encode(params, images, labels):
-        return _follow_ode(interpolant, cfg, nnx.merge(graphdef, params), images, labels, reverse=True)
+    def encode(params, images, y, null):
+        return _follow_ode(interpolant, cfg, nnx.merge(graphdef, params), images, y, null, reverse=True)
 
-    return _on_mesh(encode, np.float32, mesh)
+    return _on_mesh(encode, np.float32, mesh, null)
 
 
-def _follow_ode(interpolant: Interpolant, cfg: SampleConfig, model: ZigMa, x, labels, reverse: bool = False):
+def _follow_ode(interpolant: Interpolant, cfg: SampleConfig, model: ZigMa, x, y, null, reverse: bool = False):
     return sample_ode(
         interpolant,
-        _guided(model, labels, cfg),
+        _guided(model, y, null, cfg),
         x,
         method=cfg.method,
         steps=cfg.steps,
@@ -94,26 +103,27 @@ def _follow_ode(interpolant: Interpolant, cfg: SampleConfig, model: ZigMa, x, la
     )
 
 
-def _guided(model: ZigMa, labels, cfg: SampleConfig):
+def _guided(model: ZigMa, y, null: Text | None, cfg: SampleConfig):
     """The model as a function of x and t."""
     check_guided(model.cfg, cfg.guidance)
     if cfg.guidance == 1:
-        return lambda x, t: model(x, t, labels)
-    return guide(model, labels, model.null_condition(labels), cfg.guidance, cfg.guidance_interval)
+        return lambda x, t: model(x, t, y)
+    no_condition = model.null_condition(y) if null is None else null
+    return guide(model, y, no_condition, cfg.guidance, cfg.guidance_interval)
 
 
-def _on_mesh(function, dtype, mesh: Mesh):
-    """`function(params, values, labels)`, jitted, of arrays on the host that are divided over the mesh."""
+def _on_mesh(function, dtype, mesh: Mesh, null: Text | None):
+    """`function(params, values, y, null)`, jitted, of arrays on the host that are divided over the mesh."""
     function, sharding = jax.jit(function), batch_sharding(mesh)
+    null = jax.device_put(null, replicated(mesh))
 
-    def place(values, dtype):
+    def place(values):
         """On the mesh, filled up so that every device has as many."""
         filled_up = np.arange(-(-len(values) // mesh.size) * mesh.size) % len(values)
-        return jax.device_put(np.asarray(values, dtype)[filled_up], sharding)
+        return jax.device_put(values[filled_up], sharding)
 
-    def on_mesh(params, values, labels=None):
-        labels = None if labels is None else place(labels, np.int32)
-        results = function(params, place(values, dtype), labels)
+    def on_mesh(params, values, y=None):
+        results = function(params, place(np.asarray(values, dtype)), jax.tree.map(place, y), null)
         return results if len(results) == len(values) else results[: len(values)]
 
     return on_mesh

@@ -11,14 +11,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from zigma_jax.interpolant import Interpolant
+from zigma_jax.training.conditions import UNCONDITIONAL, Conditions, labels_of
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.samples import PIXELS, Samples
 from zigma_jax.training.sharding import batch_sharding, replicated
 from zigma_jax.training.state import Params, TrainState, learning_rate
 
-Batch = dict[
-    str, Array
-]  # what `Samples` reads: "image" (B, …) in [-1, 1], or "mean" and "std"; and perhaps "label" (B,)
+Batch = dict[str, Array]  # what `Samples` and `Conditions` read: "image" (B, …) in [-1, 1], "label" (B,), …
 Metrics = dict[str, Array]  # scalars
 
 
@@ -31,22 +30,19 @@ def sample_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch_size: in
 def batch_loss(
     graphdef: Any,
     interpolant: Interpolant,
-    label_dropout: float,
     params: Params,
     batch: Batch,
     keys: Key[Array, " b"],
     samples: Samples = PIXELS,
+    conditions: Conditions = UNCONDITIONAL,
 ) -> Float[Array, ""]:
-    """Mean interpolant loss of a batch, of which `samples` makes what the model is trained on.
+    """Mean interpolant loss of a batch, of which `samples` and `conditions` make what the model is trained on.
 
-    Each sample draws its latent, noise, time, label and path dropout from its own key.
+    Each sample draws its latent, noise, time, and the dropout of its condition and path from its own key.
     """
     model = nnx.merge(graphdef, params)
-    noise_keys, label_keys, path_keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
-    y = batch.get("label")
-    if y is not None and label_dropout:
-        dropped = jax.vmap(jax.random.uniform)(label_keys) < label_dropout
-        y = jnp.where(dropped, model.cfg.num_classes, y)
+    noise_keys, condition_keys, path_keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
+    y = conditions(batch, condition_keys)
     losses = interpolant.loss(lambda x, t: model(x, t, y, key=path_keys), samples(batch, keys), noise_keys)
     return jnp.mean(losses)
 
@@ -58,36 +54,37 @@ def make_train_step(
     mesh: Mesh,
     state: TrainState,
     samples: Samples = PIXELS,
+    conditions: Conditions | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`make_update`'s step with the run's seed, jitted; `state` (abstract will do) gives the shardings.
 
-    The state given to the step is donated. Every device gets a copy of the network in `samples`, if there is one.
+    The state given to the step is donated. Every device gets a copy of the networks in `samples` and `conditions`.
     """
     update = make_update(graphdef, optimizer, config)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(
-        lambda state, batch, samples: update(state, batch, config.train.seed, samples),
+        lambda state, batch, networks: update(state, batch, config.train.seed, *networks),
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
     )
-    samples = jax.device_put(samples, replicated(mesh))
-    return lambda state, batch: step(state, batch, samples)
+    networks = jax.device_put((samples, conditions or labels_of(config)), replicated(mesh))
+    return lambda state, batch: step(state, batch, networks)
 
 
 def make_update(
     graphdef: Any, optimizer: optax.GradientTransformation, config: RunConfig
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """One step as a pure function of state, batch, the seed of its draws, and how the batch becomes samples.
+    """One step as a pure function of state, batch, the seed of its draws, and how the batch becomes what is trained on.
 
     A step whose loss or gradient is not finite changes nothing but the counters `step` and `skipped`.
     """
     cfg = config.train
     schedule = learning_rate(config.optimizer, cfg.steps)
 
-    def loss_and_gradient(params, batch, keys, samples):
+    def loss_and_gradient(params, batch, keys, samples, conditions):
         def loss(params, batch, keys):
-            return batch_loss(graphdef, config.interpolant, cfg.label_dropout, params, batch, keys, samples)
+            return batch_loss(graphdef, config.interpolant, params, batch, keys, samples, conditions)
 
         if cfg.accumulate == 1:
             return jax.value_and_grad(loss)(params, batch, keys)
@@ -102,10 +99,14 @@ def make_update(
         return jax.tree.map(lambda a: a / cfg.accumulate, total)
 
     def update(
-        state: TrainState, batch: Batch, seed: int | Int[Array, ""], samples: Samples = PIXELS
+        state: TrainState,
+        batch: Batch,
+        seed: int | Int[Array, ""],
+        samples: Samples = PIXELS,
+        conditions: Conditions | None = None,
     ) -> tuple[TrainState, Metrics]:
         keys = sample_keys(seed, state.step, cfg.batch_size)
-        loss, gradient = loss_and_gradient(state.params, batch, keys, samples)
+        loss, gradient = loss_and_gradient(state.params, batch, keys, samples, conditions or labels_of(config))
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
