@@ -39,7 +39,7 @@ def test_a_model_on_8_devices(data_dir, tmp_path):
     options += ["--num=20", "--method=euler", "--steps=3", "--held_out=test"]
     code, printed = programs.run("zigma_jax.evaluate", f"--source={tmp_path}/model.safetensors", *options, devices=8)
     assert code == 0, printed
-    assert "reference       64  dataset avatars/tiny/1.0.0, split train, pixels 8 x 8" in printed.splitlines()
+    assert "reference       64  dataset avatars/tiny/2.0.0, split train, pixels 8 x 8" in printed.splitlines()
 
     output = tmp_path / "evaluation"
     assert {path.name for path in output.iterdir()} == {"evaluation.json", "samples.png", "reference.png"}

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import tensorflow_datasets as tfds
 from tests import programs
 from tests.data.pictures import picture, write
 from zigma_jax.data import sources
-from zigma_jax.data.datasets import avatar_art, catalog, emoji
+from zigma_jax.data.datasets import avatar_art, avatar_words, catalog, emoji
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import center_crop
 from zigma_jax.errors import DataError
@@ -37,7 +38,10 @@ def test_the_first_avatars_are_pinned_to_the_pixel(data_dir):
     digests = [hashlib.sha256(pixels(source, i).tobytes()).hexdigest()[:12] for i in range(4)]
     assert digests == ["f12ad0bbda99", "7ba1003cf1e1", "faf6ec833704", "d64cf98e00e2"]
     assert source.captions(1) == [
-        "a smiling cartoon face with brown short curls, brown skin, in a white jumper with a collar, on sky"
+        "a cartoon face with short brown curls and brown skin, without glasses, on a sky blue background",
+        "This smiling person has short brown curls, brown skin and open eyes, and wears no glasses.",
+        "a portrait of a character with short brown curls and thick eyebrows, wearing a white jumper with a collar and "
+        "no glasses",
     ]
     assert source.info.class_names[source.label(source[1])] == "short curls"
     assert source.info.licence.startswith("MIT")
@@ -47,8 +51,8 @@ def test_the_first_avatars_are_pinned_to_the_pixel(data_dir):
 def test_the_splits_of_avatars_differ(data_dir):
     builder = sources.prepare("avatars/tiny", data_dir)
     train, test = (sources.PreparedSource(builder, split) for split in ("train", "test"))
-    ours = {train.captions(i)[0] for i in range(len(train))}
-    assert not ours & {test.captions(i)[0] for i in range(len(test))}
+    ours = {tuple(train.captions(i)) for i in range(len(train))}
+    assert not ours & {tuple(test.captions(i)) for i in range(len(test))}
 
 
 def test_avatars_take_every_value_and_beards_go_with_some_tops_only():
@@ -57,6 +61,43 @@ def test_avatars_take_every_value_and_beards_go_with_some_tops_only():
     for key, values in avatar_art.ATTRIBUTES.items():
         assert {d[key] for d in drawn} == set(values), key
     assert {d["beard"] for d in drawn if d["top"] == "hijab"} == {"none"}
+
+
+# Where a caption has other words for a value than the attribute's own.
+_SAID = {
+    ("eyes", "looking aside"): "eyes that look aside",
+    ("eyes", "winking"): "a winking eye",
+    ("clothes", "pair of dungarees"): "dungarees",
+}
+
+
+def test_every_caption_of_an_avatar_names_the_hair_and_the_glasses_and_together_they_name_all():
+    for number in range(300):
+        drawn = avatar_art.draw_attributes("train", number)
+        captions = avatar_words.captions(drawn)
+        assert captions == avatar_words.captions(dict(drawn))
+        assert len(set(captions)) == len(captions) == 3
+        for caption in captions:
+            words = set(re.findall(r"[\w-]+", caption))
+            assert set(drawn["top"].split()) <= words, caption
+            assert drawn["top"] == "bald head" or set(drawn["top_colour"].split()) <= words, caption
+            assert ("no glasses" in caption or "without glasses" in caption) == (drawn["glasses"] == "none"), caption
+            assert drawn["glasses"] == "none" or drawn["glasses"] in caption, caption
+            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  |\{|none", caption), caption
+        said = " ".join(captions)
+        shown = {key: value for key, value in drawn.items() if value != "none" and key != "top_colour"}
+        if drawn["beard"] == "none":
+            del shown["hair_colour"]
+        for key, value in shown.items():
+            for word in _SAID.get((key, value), value).split():
+                assert word in said, (key, value, captions)
+
+
+def test_colours_are_told_beside_what_has_them():
+    drawn = avatar_art.draw_attributes("train", 0) | {"beard": "long beard", "hair_colour": "auburn"}
+    said = " ".join(avatar_words.captions(drawn | {"clothes": "hoodie", "clothes_colour": "orange", "skin": "pale"}))
+    for phrase in ("a long auburn beard", "an orange hoodie", "pale skin"):
+        assert phrase in said
 
 
 def test_every_attribute_changes_the_picture():

@@ -95,7 +95,7 @@ def test_a_data_set_is_not_mirrored(data_dir):
     info = open_source(config).info
     pictures = of_dataset(config, info)
     assert (pictures.count, pictures.size) == (64, (8, 8))
-    assert pictures.about == {"dataset": "avatars/tiny/1.0.0", "split": "train", "pixels": "8 x 8"}
+    assert pictures.about == {"dataset": "avatars/tiny/2.0.0", "split": "train", "pixels": "8 x 8"}
     np.testing.assert_array_equal(everything(pictures, 48), expected)
     np.testing.assert_array_equal(pictures.first(9), expected[:9])
     part = of_dataset(config, info, limit=10)

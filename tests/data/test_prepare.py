@@ -20,7 +20,7 @@ def run(**options) -> tuple[int | None, str]:
 def test_it_says_what_there_is_and_draws_a_sheet(data_dir, tmp_path):
     code, printed = run(name="avatars/tiny", data_dir=data_dir, preview=f"{tmp_path}/new/sheet.png", preview_pixels=32)
     assert code == 0, printed
-    assert f"avatars/tiny/1.0.0 in {data_dir}/avatars/tiny/1.0.0" in printed
+    assert f"avatars/tiny/2.0.0 in {data_dir}/avatars/tiny/2.0.0" in printed
     assert "train: 64 pictures" in printed
     assert "test: 16 pictures" in printed
     assert "classes: 20, captions" in printed

@@ -23,8 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from zigma_jax.data.config import DataConfig
-from zigma_jax.data.encoded_files import EncodedFiles
-from zigma_jax.data.latent_sets import EncodedSet, Rows, fill_share, lay_out, unkeepable, whole_set
+from zigma_jax.data.latent_sets import EncodedSet, LatentFiles, Rows, fill_share, lay_out, unkeepable, whole_set
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import CROP, center_crop, to_float
 from zigma_jax.data.posterior import Autoencoder, posterior
@@ -70,7 +69,7 @@ def encoded_set(
     )  # fmt: skip
 
 
-def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache: str = "encoded") -> EncodedFiles:
+def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache: str = "encoded") -> LatentFiles:
     """Which encoded set belongs to pictures and network, and where it lies. Reads and writes nothing."""
     check_size(config, autoencoder)
     size = config.size
@@ -101,7 +100,7 @@ def encode_share(
     source: Source,
     config: DataConfig,
     autoencoder: Autoencoder,
-    files: EncodedFiles,
+    files: LatentFiles,
     devices: Sequence[Any] | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -145,7 +144,7 @@ def _ahead(threads: ThreadPoolExecutor, read: Callable, batches: Iterable[tuple[
 class _Encoder:
     """Posteriors of pictures, by the same number of them at once on each device."""
 
-    def __init__(self, autoencoder: Autoencoder, devices: Sequence[Any], at_once: int, files: EncodedFiles):
+    def __init__(self, autoencoder: Autoencoder, devices: Sequence[Any], at_once: int, files: LatentFiles):
         mesh = Mesh(np.asarray(devices), ("pictures",))
         self.batch_size = at_once * len(devices)
         self._divided = NamedSharding(mesh, PartitionSpec("pictures"))

@@ -1,14 +1,14 @@
-"""Named arrays for every picture of a set, in ArrayRecord files that are whole or not there.
+"""Numbers for every picture of a set, in ArrayRecord files that are whole or not there.
 
 A directory holds `shard-00000-of-00032.array_record` … and, once the last of them is there, `index.json`, which says
 what was encoded by what ("identity"), what a record holds ("fields": name, dtype, shape), how many pictures and views
 there are, the size of every shard, and what the maker has to say of the whole ("summary").
 
 Record k is view k % views of picture k // views; with two views, the second is the mirror image. A record begins with
-four bytes: `data`, and the fields follow one after the other, little endian and in C order; or `none`, and a sentence
-in UTF-8 follows that says why this picture has no arrays. The last record of a shard is the shard's own summary in
-JSON, so that a shard and what is known of it appear at once. Nothing in these files depends on when or by how many
-processes they were written.
+four bytes: `data`, and the picture's numbers follow, laid out as the kind of set has it; or `none`, and a sentence in
+UTF-8 follows that says why this picture has no numbers. The last record of a shard is the shard's own summary in JSON,
+so that a shard and what is known of it appear at once. Nothing in these files depends on when or by how many processes
+they were written.
 """
 
 import contextlib
@@ -19,11 +19,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -45,7 +44,8 @@ class EncodedFiles:
     Attributes:
         directory: of this set alone.
         identity: JSON-able; says what was encoded, by what. Sets of another identity are never read.
-        dtype: of one record: a structured dtype of little-endian fields.
+        fields: JSON-able; name, dtype and shape of what a record holds.
+        record_size: bytes of a record, about, for messages.
         pictures: how many.
         views: records a picture: 1, or 2 with the mirror image.
         shard_size: pictures in every shard but the last.
@@ -54,7 +54,8 @@ class EncodedFiles:
 
     directory: Path
     identity: Mapping[str, Any]
-    dtype: np.dtype
+    fields: Sequence[Any]
+    record_size: int
     pictures: int
     views: int
     shard_size: int
@@ -63,7 +64,7 @@ class EncodedFiles:
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of identity and layout."""
-        layout = [FORMAT, self.identity, self._fields(), self.pictures, self.views, self.shard_size]
+        layout = [FORMAT, self.identity, self.fields, self.pictures, self.views, self.shard_size]
         return hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -80,21 +81,19 @@ class EncodedFiles:
 
     # ---- writing
 
-    def pack(self, **arrays: Any) -> bytes:
-        """A record of all fields, which are cast to their dtypes."""
-        row = np.zeros((), self.dtype)
-        for name, value in arrays.items():
-            row[name] = value
-        return _DATA + row.tobytes()
+    @staticmethod
+    def pack_data(data: bytes) -> bytes:
+        """A record of a picture's numbers."""
+        return _DATA + data
 
     @staticmethod
     def pack_missing(reason: str) -> bytes:
-        """A record of a picture that has no arrays."""
+        """A record of a picture that has no numbers."""
         return _NONE + reason.encode()
 
     def room(self, shards: Iterable[int]) -> int:
         """Bytes on the disk that so many shards need, about."""
-        record = len(_DATA) + self.dtype.itemsize + _OVERHEAD
+        record = len(_DATA) + self.record_size + _OVERHEAD
         return sum(len(self.pictures_of(shard)) * self.views * record + _LEAST for shard in shards)
 
     def begin(self) -> list[int]:
@@ -184,7 +183,7 @@ class EncodedFiles:
             "format": FORMAT,
             "identity": self.identity,
             "fingerprint": self.fingerprint,
-            "fields": self._fields(),
+            "fields": self.fields,
             "pictures": self.pictures,
             "views": self.views,
             "shard_size": self.shard_size,
@@ -221,24 +220,20 @@ class EncodedFiles:
             [f"{self.path(shard)}[0:{len(self.pictures_of(shard)) * self.views}]" for shard in range(self.shards)]
         )
 
-    def unpack(self, record: bytes) -> np.void:
-        """The fields of a record by name. Raises LookupError, with the reason, for a picture that has none."""
+    @staticmethod
+    def unpack_data(record: bytes) -> bytes:
+        """A picture's numbers. Raises LookupError, with the reason, for a picture that has none."""
         if record[:4] == _NONE:
             raise LookupError(record[4:].decode())
-        if record[:4] != _DATA or len(record) != len(_DATA) + self.dtype.itemsize:
-            raise ValueError(f"a record of {len(record)} bytes, where {len(_DATA) + self.dtype.itemsize} are wanted")
-        return np.frombuffer(record, self.dtype, offset=len(_DATA))[0]
+        if record[:4] != _DATA:
+            raise ValueError(f"a record that begins with {record[:4]!r}")
+        return record[4:]
 
     # ---- details
 
     def _partial(self, shard: int) -> Path:
         path = self.path(shard)
         return path.with_name(f".{path.name}.partial")
-
-    def _fields(self) -> list[Any]:
-        assert self.dtype.fields is not None
-        fields = [(name, field[0]) for name, field in self.dtype.fields.items()]
-        return [[name, field.base.str, list(field.shape)] for name, field in fields]
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -258,7 +253,7 @@ class EncodedFiles:
         return DataError(
             f"{self.directory}: no room{f' ({error.strerror})' if error else ''}: the {pictures:,} pictures that are "
             f"not encoded yet need {_megabytes(self.room(missing))}, and {_megabytes(free)} are free. What was encoded "
-            "is kept: make room and run the same command again, or put it on another disk by {self.elsewhere}"
+            f"is kept: make room and run the same command again, or put it on another disk by {self.elsewhere}"
         )
 
 

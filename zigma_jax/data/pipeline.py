@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from zigma_jax.data.captions import Texts
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.latent_sets import EncodedSet
 from zigma_jax.data.pictures.decode import decode
@@ -27,10 +28,11 @@ from zigma_jax.errors import ConfigError, DataError
 Batch = dict[str, np.ndarray]
 """`image` float32 (b, h, w, 3) in [-1, 1], or of an encoded set `mean` and, if its network has one, `std`, float16
 (b, h, w, c), in the network's units; `index` int32 (b,), the record's place in the data set; `label` int32 (b,) if the
-set has classes."""
+set has classes. With text, of one caption a picture: `tokens` float16 (b, m, width) or `token_ids` int32 (b, m), and
+`token_mask` bool (b, m) if the encoder has one; see `TextSet` and `TokenizedCaptions`."""
 
 _PREFETCH = 4  # batches made ahead, in one background thread
-_FLIP, _REPLACE, _ORDER = 1, 2, 3  # what a random stream is for
+_FLIP, _REPLACE, _ORDER, _CAPTION = 1, 2, 3, 4  # what a random stream is for
 _ORDER_VERSION = 2  # 1: epoch e of seed s was epoch e − 1 of seed s + 1
 _ATTEMPTS = 64  # other records tried in place of an unreadable one
 
@@ -73,20 +75,26 @@ class Pictures:
 class _Reader:
     """Reads samples; an unreadable one is replaced by another that (seed, index) alone determines."""
 
-    def __init__(self, examples: Examples, seed: int):
-        self.examples, self.seed = examples, seed
+    def __init__(self, examples: Examples, seed: int, text: Texts | None = None):
+        self.examples, self.seed, self.text = examples, seed, text
 
-    def batch(self, indices: Sequence[int], flips: Sequence[bool]) -> tuple[Batch, list[tuple[int, str]]]:
+    def batch(
+        self, indices: Sequence[int], flips: Sequence[bool], draws: Sequence[int]
+    ) -> tuple[Batch, list[tuple[int, str]]]:
+        """The records `indices`, mirrored or not; `draws` choose their captions. Those that were unreadable, too."""
         failures: list[tuple[int, str]] = []
-        read = [self._read(index, flip, failures) for index, flip in zip(indices, flips, strict=True)]
-        batch = self.examples.batch([example for _, example in read])
-        return {**batch, "index": np.array([index for index, _ in read], np.int32)}, failures
+        read = [self._read(*sample, failures) for sample in zip(indices, flips, draws, strict=True)]
+        batch = self.examples.batch([example for _, example, _ in read])
+        if self.text is not None:
+            batch |= self.text.batch([words for _, _, words in read])
+        return {**batch, "index": np.array([index for index, _, _ in read], np.int32)}, failures
 
-    def _read(self, index: int, flip: bool, failures: list[tuple[int, str]]) -> tuple[int, Any]:
+    def _read(self, index: int, flip: bool, draw: int, failures: list[tuple[int, str]]) -> tuple[int, Any, Any]:
         message = ""
         for candidate in self._candidates(index):
             try:
-                return candidate, self.examples.read(candidate, flip)
+                words = None if self.text is None else self.text.read(candidate, draw)
+                return candidate, self.examples.read(candidate, flip), words
             except Exception as error:  # damage shows as any exception of the reader, parser or decoder
                 message = f"{type(error).__name__}: {error}"
                 if candidate == index:  # one sample is unreadable, however many are tried in its place
@@ -134,7 +142,11 @@ class _Steps:
         mine = range(self.first, self.first + self.count)
         start = index * self.global_batch
         coins = (_draw(self.seed, _FLIP, index, self.global_batch) % 2).tolist()
-        return self.reader.batch([self.order(start + i) for i in mine], [self.flip and coins[i] == 1 for i in mine])
+        return self.reader.batch(
+            [self.order(start + i) for i in mine],
+            [self.flip and coins[i] == 1 for i in mine],
+            [int(_draw(self.seed, _CAPTION, start + i, 1)[0]) for i in mine],
+        )
 
 
 class BatchIterator:
@@ -209,6 +221,7 @@ class ImageDataset:
         process_index: int = 0,
         process_count: int = 1,
         encoded: EncodedSet | None = None,
+        text: Texts | None = None,
     ):
         if not 0 <= seed < 2**32:
             raise ConfigError(f"seed={seed}: must lie in [0, 2**32)")
@@ -216,6 +229,8 @@ class ImageDataset:
             raise ConfigError(f"process_index={process_index}: must lie in [0, process_count={process_count})")
         if global_batch < 1 or global_batch % process_count:
             raise ConfigError(f"global batch {global_batch}: must be a positive multiple of {process_count} processes")
+        if text is not None and text.info.fingerprint != source.info.fingerprint:
+            raise ConfigError(f"the captions are those of {text.info.name}, and the pictures {source.info.name}'s")
         self.source, self.config, self.info = source, config, source.info
         self.reads = Reads(config.max_bad_fraction)
         self.identity = {
@@ -224,10 +239,11 @@ class ImageDataset:
             "seed": seed,
             "global_batch": global_batch,
             "encoded": None if encoded is None else encoded.fingerprint,
+            "text": None if text is None else text.fingerprint,
             "order": _ORDER_VERSION,
         }
         count = global_batch // process_count
-        reader = _Reader(Pictures(source, config.size) if encoded is None else encoded, seed)
+        reader = _Reader(Pictures(source, config.size) if encoded is None else encoded, seed, text)
         self._steps = _Steps(reader, config.flip, seed, global_batch, process_index * count, count)
         _warn_if_enlarged(source, config.size)
 
@@ -256,6 +272,7 @@ def make_dataset(
     process_count: int = 1,
     num_classes: int = 0,
     encoded: EncodedSet | None = None,
+    text: Texts | None = None,
 ) -> ImageDataset:
     """The training batches of a configured data set, prepared on first use.
 
@@ -264,6 +281,8 @@ def make_dataset(
     record is seen once in each.
     `num_classes`: the model's; if positive, a data set with more classes or with none is refused.
     `encoded`: the set's encodings (`encoded_set`), which the batches then hold in place of pictures.
+    `text`: the set's captions (`text_set` or `TokenizedCaptions`), of which the batches then hold one a picture, drawn
+    anew each time that the picture is seen, by the seed and the sample's number in the run.
     Raises ConfigError naming the field for bad values; BadDataError while iterating (see
     DataConfig.max_bad_fraction).
     """
@@ -281,6 +300,7 @@ def make_dataset(
         process_index=process_index,
         process_count=process_count,
         encoded=encoded,
+        text=text,
     )
 
 
@@ -302,7 +322,7 @@ def one_pass(
     indices = range(len(source))[:limit][process_index::process_count]
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
-        batch, failures = reader.batch(chosen, [False] * len(chosen))
+        batch, failures = reader.batch(chosen, [False] * len(chosen), [0] * len(chosen))
         reads.add(len(chosen), failures, source.info)
         yield batch
 

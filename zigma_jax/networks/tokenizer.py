@@ -5,6 +5,7 @@ folder `tokenizer` beside the encoder's, as in the repositories of whole diffusi
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,11 +34,12 @@ class Tokenizer:
 
     Attributes:
         length: the most tokens.
+        padded: whether every caption becomes `length` tokens, all of which are seen.
         truncated: how many captions were cut so far.
     """
 
     def __init__(self, source: Weights, *, length: int, padded: bool):
-        self._place, self._padded = source.place, padded
+        self._place, self.padded = source.place, padded
         self._files = _found(source, "") or _found(source, "../tokenizer/")
         self.length = length if padded else min([length, *_limits(self._files)])
         self.truncated = 0
@@ -46,6 +48,14 @@ class Tokenizer:
     def there(self) -> bool:
         """Whether there are files to make tokens by."""
         return bool({"tokenizer.json", "vocab.json", "vocab.txt"} & self._files.keys())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the tokenizer's files: token ids are comparable where it is equal."""
+        digest = hashlib.sha256()
+        for name, path in sorted(self._files.items()):
+            digest.update(repr((name, hashlib.sha256(path.read_bytes()).hexdigest())).encode())
+        return digest.hexdigest()
 
     def __call__(
         self, captions: Sequence[str], length: int | None = None
@@ -63,13 +73,13 @@ class Tokenizer:
         self._report(cut, length or self.length)
 
         if length is None:
-            length = self.length if self._padded else max((len(encoding.ids) for encoding in encoded), default=2)
+            length = self.length if self.padded else max((len(encoding.ids) for encoding in encoded), default=2)
         ids = np.full((len(encoded), length), pad, np.int32)
         mask = np.zeros(ids.shape, bool)
         for row, seen, encoding in zip(ids, mask, encoded, strict=True):
             row[: len(encoding.ids)] = encoding.ids
             seen[: len(encoding.ids)] = True
-        return ids, mask | self._padded
+        return ids, mask | self.padded
 
     def _report(self, cut: list[str], length: int) -> None:
         if cut and not self.truncated:
@@ -108,7 +118,7 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more precise
             raise WeightsError(f"{self._place}: the tokenizer is damaged or of another kind ({error})") from error
         tokenizer.no_padding()
-        default = "<|endoftext|>" if self._padded else "[PAD]"
+        default = "<|endoftext|>" if self.padded else "[PAD]"
         return tokenizer, _id(tokenizer, settings.get("pad_token") or default, self._place)
 
 

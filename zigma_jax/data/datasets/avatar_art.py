@@ -190,18 +190,6 @@ def draw_attributes(split: str, index: int, seed: int = SEED) -> dict[str, str]:
     return drawn
 
 
-def caption(drawn: dict[str, str]) -> str:
-    """One English sentence that names what can be seen."""
-    parts = [drawn["top"] if drawn["top"] == "bald head" else f"{drawn['top_colour']} {drawn['top']}"]
-    parts += [f"{drawn['skin']} skin"]
-    parts += [f"{drawn['hair_colour']} {drawn['beard']}"] if drawn["beard"] != "none" else []
-    parts += [drawn["glasses"]] if drawn["glasses"] != "none" else []
-    return (
-        f"a {drawn['mouth']} cartoon face with {', '.join(parts)}, "
-        f"in a {drawn['clothes_colour']} {drawn['clothes']}, on {drawn['background']}"
-    )
-
-
 # The groups of the drawing in the order in which they cover each other, and the attributes each depends on.
 _LAYERS = (
     ("Body", ("skin",)),

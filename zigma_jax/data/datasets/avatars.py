@@ -1,5 +1,5 @@
 """The `avatars` dataset: cartoon faces painted on the spot, nothing downloaded. See avatar_art.py for the
-pictures."""
+pictures, and avatar_words.py for the captions."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from zigma_jax.data.datasets import avatar_art
+from zigma_jax.data.datasets import avatar_art, avatar_words
 
 LICENCE = (
     "MIT. Drawn with the parts of python-avatars, https://github.com/ibonn/python_avatars "
@@ -29,7 +29,7 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
     """20,000 cartoon faces and 2,000 held out; the hair or headwear is the class, every attribute is
     stored."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")  # 2: several captions a picture
     BUILDER_CONFIGS = [  # noqa: RUF012 - the name TFDS reads
         AvatarsConfig(name="64", description="64 x 64 pixels"),
         AvatarsConfig(name="256", description="256 x 256 pixels", size=256),
@@ -43,12 +43,12 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
         labels = {key: tfds.features.ClassLabel(names=list(of)) for key, of in avatar_art.ATTRIBUTES.items()}
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Cartoon faces with random attributes, and a caption that names them.",
+            description="Cartoon faces with random attributes, and captions that name them.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
                     "label": tfds.features.ClassLabel(names=list(avatar_art.TOPS)),
-                    "caption": tfds.features.Text(),
+                    "captions": tfds.features.Sequence(tfds.features.Text()),
                     "attributes": tfds.features.FeaturesDict(labels),
                 }
             ),
@@ -69,7 +69,7 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
                 {
                     "image": avatar_art.png(drawn, self.builder_config.size),
                     "label": drawn["top"],
-                    "caption": avatar_art.caption(drawn),
+                    "captions": avatar_words.captions(drawn),
                     "attributes": drawn,
                 },
             )
