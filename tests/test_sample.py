@@ -10,15 +10,19 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 import zigma_jax as zj
 from tests import programs
 from tests.random_model import random_model
 from tests.training.fake_autoencoder import PROGRAM, FakeAutoencoder
 from tests.training.test_sampling import CONFIG, draw
+from tests.training.tiny_text import write_bert
+from zigma_jax.data.config import TextConfig
 from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.decoding import Decoder
-from zigma_jax.training.sampling import make_encoder
+from zigma_jax.training.prompts import Prompts, open_text_encoder
+from zigma_jax.training.sampling import make_encoder, make_sampler
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.weights import params_of, save_weights
 
@@ -118,6 +122,62 @@ def test_latents_become_pictures(tmp_path):
         np.testing.assert_allclose(file["noise"], expected, rtol=1e-3, atol=1e-3)
 
 
+TEXT = dataclasses.replace(TINY, context_size=8)
+
+
+@pytest.mark.parametrize("method", ["heun", "dopri5"])
+def test_the_empty_prompt_at_any_guidance_is_the_unconditional_sample(tmp_path, method):
+    """To the bit; and words change the picture."""
+    model, mesh = random_model(TEXT), make_mesh(1, jax.devices()[:1])
+    encoder = open_text_encoder(TextConfig(str(write_bert(tmp_path))), 8)
+
+    def sample(prompt, guidance, negative=""):
+        prompts, numbers = Prompts(encoder, [prompt], negative), np.arange(5)
+        cfg = SampleConfig(method, steps=5, guidance=guidance) if method == "heun" else SampleConfig(guidance=guidance)
+        run = make_sampler(nnx.graphdef(model), CONFIG.interpolant, cfg, mesh, 0, prompts.null)
+        return np.asarray(run(params_of(model), numbers, prompts(numbers)))
+
+    unconditional = sample("a man", 0.0)
+    for guidance in (0.0, 1.0, 3.0):
+        np.testing.assert_array_equal(sample("", guidance), unconditional)
+    words = sample("a man", 1.0)
+    assert np.abs(words - unconditional).max() > 1e-2
+    np.testing.assert_array_equal(sample("a woman", 3.0, negative="a woman"), sample("a woman", 1.0))
+    assert np.abs(sample("a man", 3.0) - words).max() > 1e-2
+
+
+def test_prompts(tmp_path):
+    """Each in turn, of a flag or a line of a file; named in prompts.jsonl; and bound to the directory."""
+    save_weights(random_model(TEXT), tmp_path / "model.safetensors")
+    (tmp_path / "prompts.txt").write_bytes("a man, with glasses\r\n\na \u2028woman\n".encode())
+    options = [f"--source={tmp_path}/model.safetensors", f"--text_encoder={write_bert(tmp_path / 'bert')}", "--num=5"]
+    options += ["--method=euler", "--steps=3", "--guidance=2", "--negative=hair", f"--output={tmp_path}/out"]
+    given = [f"--prompts={tmp_path}/prompts.txt", "--prompts=no hair, a man"]
+    code, printed = programs.run("zigma_jax.sample", *options, *given)
+    assert code == 0, printed
+    lines = [json.loads(line) for line in (tmp_path / "out" / "prompts.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [
+        "a man, with glasses",
+        "",
+        "a \u2028woman",
+        "no hair, a man",
+        lines[0]["prompt"],
+    ]
+    assert lines[4] == {
+        "file": "000004.png",
+        "prompt": lines[0]["prompt"],
+        "negative": "hair",
+        "guidance": 2,
+        "seed": 0,
+    }
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.size[0] > 3 * 160  # room for words
+
+    code, printed = programs.run("zigma_jax.sample", *options, *given[::-1])
+    assert code == 1
+    assert "holds samples of other settings" in printed
+
+
 MISTAKES = """
 import sys
 from pathlib import Path
@@ -138,6 +198,9 @@ for line in Path(sys.argv[1]).read_text().splitlines():
 def test_mistakes(model, tmp_path):
     save_weights(model, tmp_path / "model.safetensors")
     save_weights(random_model(LATENT), tmp_path / "latents.safetensors")
+    save_weights(random_model(TEXT), tmp_path / "text.safetensors")
+    text, encoder = f"--source={tmp_path}/text.safetensors", f"--text_encoder={write_bert(tmp_path / 'bert')}"
+    (tmp_path / "empty.txt").write_text("\n \n")
     source = f"--source={tmp_path}/model.safetensors"
     (tmp_path / "file").write_text("mine")
     (tmp_path / "mine").mkdir()
@@ -156,6 +219,16 @@ def test_mistakes(model, tmp_path):
         f"{source} --latents": "--latents: are what a model of latents draws",
         f"--source={tmp_path}/latents.safetensors": "--autoencoder=hf://stabilityai/sd-vae-ft-ema",
         f"{source} --method=sde_euler --encode={tmp_path}": "an SDE can't be run backwards",
+        f"{text} {encoder} --prompts=man --output={tmp_path}/new": "it went on to the work",
+        f"{source} --prompts=man": "is not conditioned on text (model.context_size = 0)",
+        f"{source} --negative=man": "--negative: ",
+        f"{text} --prompts=man": "does not say which text encoder it was trained with",
+        f"{text} {encoder}": "--prompts is missing, and no captions are at hand",
+        f"{text} {encoder} --prompts=man --labels=1": "is conditioned on text: give --prompts",
+        f"{text} {encoder} --prompts={tmp_path}/empty.txt": "empty.txt: the file is empty",
+        f"{text} {encoder} --prompts=man --negative=woman": "--negative: is what guidance leads away from",
+        f"{text} --text_encoder={write_bert(tmp_path / 'wide', width=16)} --prompts=man": "its tokens have 16 numbers",
+        f"{text} --text_encoder={tmp_path}/mine --prompts=man": "config.json",
     }
     (tmp_path / "lines").write_text("\n".join(expected))
     (tmp_path / "mistakes.py").write_text(MISTAKES)

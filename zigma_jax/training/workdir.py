@@ -30,7 +30,7 @@ _BEAT = 2.0  # seconds between the signs of life that stand for a lock where the
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 # What decides what the arrays of a checkpoint mean, but for those fields that only decide how fast.
-_BINDING = ("model", "interpolant", "latent.fingerprint", "latent.scale", "latent.shift")
+_BINDING = ("model", "interpolant", "latent.fingerprint", "latent.scale", "latent.shift", "text.fingerprint")
 _FREE = {"model.remat", "model.unroll", "model.dtype", "model.drop_path_rate", "model.scan_implementation"}
 
 
