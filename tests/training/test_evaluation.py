@@ -101,10 +101,9 @@ def test_a_sample_that_is_not_finite_is_named():
     )  # beyond what is asked for it may be
 
 
-@pytest.mark.parametrize("fields", [{"sample_shape": (4, 8, 8, 3)}, {"context_size": 8, "num_classes": 0}])
-def test_a_model_that_draws_no_pictures_is_refused(fields):
-    cfg = zj.ZigMaConfig(**({"sample_shape": (8, 8, 3), "hidden_size": 16, "depth": 1} | fields))
-    with pytest.raises(ConfigError, match=r"videos|conditioned on text"):
+def test_a_model_that_draws_no_pictures_is_refused():
+    cfg = zj.ZigMaConfig(sample_shape=(4, 8, 8, 3), hidden_size=16, depth=1)
+    with pytest.raises(ConfigError, match=r"samples of shape \(4, 8, 8, 3\), videos"):
         drawn(lambda *_: pytest.fail("drawn"), {}, Decoder(cfg.sample_shape, make_mesh()), cfg, 8, labels_at(None), {})
 
 
