@@ -9,12 +9,15 @@ from PIL import Image
 
 import zigma_jax as zj
 from tests import programs
+from tests.networks.test_clip import write_clip
 from tests.random_model import random_model
 from tests.training.fake_autoencoder import PROGRAM
 from tests.training.test_evaluation import dataset_of, draws_of, make_model
 from tests.training.tiny import tiny_config
+from tests.training.tiny_text import write_bert
 from zigma_jax.data.sources import prepare
 from zigma_jax.networks import load_network
+from zigma_jax.train import train
 from zigma_jax.training.evaluation import features_path, labels_as_in, measure, reference_features
 from zigma_jax.training.sample_directory import SampleDirectory
 from zigma_jax.training.sharding import make_mesh
@@ -65,6 +68,23 @@ def test_a_model_on_8_devices(data_dir, tmp_path):
     pictures = draws_of(model, config, mesh, 20, labels_as_in(source, config.model, 20)[0])
     assert measure(network, pictures, reference, METRICS, 7, mesh) == pytest.approx(numbers, rel=2e-3)
     assert results["test"]["metrics"]["KD-full-effnet"] < numbers["KD-full-effnet"]
+
+
+@pytest.mark.slow
+def test_a_model_of_text_is_measured_with_captions_of_the_data_set(data_dir, tmp_path):
+    """One a picture, while it trains and afterwards; and how well samples fit them, by CLIP."""
+    fields = {"model__num_classes": 0, "model__null_class": False, "model__context_size": 8, "sample__guidance": 2.0}
+    fields |= {"text__encoder": str(write_bert(tmp_path / "bert")), "text__cache": str(tmp_path / "cache")}
+    config = tiny_config(data_dir, train__steps=2, eval__every=2, eval__samples=8, eval__metrics=("kd-full",), **fields)
+    assert train(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "evaluations.json").read_text())
+
+    options = [f"--source={tmp_path}/run", "--num=8", "--metrics=kd-full", "--split=test", f"--clip={write_clip(tmp_path)}"]
+    code, printed = programs.run("zigma_jax.evaluate", *options)
+    assert code == 0, printed
+    results = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    assert results["samples"]["prompts"] == "captions, one a picture"
+    assert 0 <= results["samples"]["metrics"]["CLIP score"] <= 100
 
 
 @pytest.mark.slow

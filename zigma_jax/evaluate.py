@@ -31,10 +31,12 @@ from zigma_jax.errors import ConfigError
 from zigma_jax.files import write_atomically
 from zigma_jax.metrics import Features, load_features
 from zigma_jax.networks import Extractor, load_network
+from zigma_jax.networks.clip import Clip, load_clip
 from zigma_jax.programs import exit_with_errors, parse_flags
 from zigma_jax.training.config import EvalConfig, RunConfig
 from zigma_jax.training.decoding import Decoder, latent_shape, open_autoencoder
 from zigma_jax.training.evaluation import (
+    CLIP_SCORE,
     check_before,
     check_draws_pictures,
     drawn,
@@ -45,9 +47,10 @@ from zigma_jax.training.evaluation import (
     measure,
     reconstruction_floor,
     reference_features,
+    scored,
 )
 from zigma_jax.training.preview import make_grid, save_png
-from zigma_jax.training.prompts import captions_of
+from zigma_jax.training.prompts import Conditions, Prompts, captions_of
 from zigma_jax.training.sample_directory import check_directory, has_manifest, pictures_of
 from zigma_jax.training.sampling import choose_labels
 from zigma_jax.training.sharding import make_mesh
@@ -70,6 +73,9 @@ _FOLDER = flags.DEFINE_string("folder", None, "A directory of pictures to compar
 _SPLIT = flags.DEFINE_string("split", None, "Of the data set; by default the run's, or train.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie, as data.data_dir.")
 _REFERENCE = flags.DEFINE_string("reference", None, "An .npz with the features of the data set; made if not there.")
+_CLIP = flags.DEFINE_string(
+    "clip", None, "A CLIP with both towers, a directory or hf://OWNER/REPO: how well samples fit their prompts."
+)
 _HELD_OUT = flags.DEFINE_string("held_out", None, "Also measure this split: what a perfect model would score.")
 _SIZE = flags.DEFINE_integer("image_size", None, "Crop and resize the pictures of the source to it.", lower_bound=1)
 
@@ -112,8 +118,10 @@ def evaluate(source: Path) -> None:
     against = originals or known
     if against is None:
         raise ConfigError("what to compare with? Give --dataset, --folder, or --reference with a file that is there")
+    conditions = None
     if isinstance(measured, Drawing):
-        measured = _samples(measured, dataset, _NUM.value or defaults.samples)
+        measured, conditions = _samples(measured, dataset, _NUM.value or defaults.samples)
+    clip = _load_clip(conditions)
     sets = {"samples": measured}
     if _HELD_OUT.value:
         sets[_HELD_OUT.value] = _held_out(data, measured.count)
@@ -129,12 +137,17 @@ def evaluate(source: Path) -> None:
         reference = reference_features(Path(path), extractor, originals, _BATCH.value, mesh)
     assert reference is not None
     shown: list[np.ndarray] = []
+    cosines: list[float] = []
+    if clip is not None and isinstance(conditions, Prompts):
+        sets["samples"] = scored(sets["samples"], clip, conditions, cosines)
     tables = {
         name: measure(
             extractor, pictures, reference, metrics, _BATCH.value, mesh, name, shown if name == "samples" else None
         )
         for name, pictures in sets.items()
     }
+    if clip is not None:
+        tables["samples"][CLIP_SCORE] = clip.score(cosines)
     if floor is not None and decoder is not None and path:
         kept = floor_path(Path(path), decoder, floor.count)
         tables[RECONSTRUCTED] = reconstruction_floor(
@@ -186,7 +199,8 @@ def _reconstructor(pictures: Pictures, mesh: Mesh) -> Decoder | None:
     return Decoder(shape, mesh, open_autoencoder(LatentConfig(autoencoder=place), shape))
 
 
-def _samples(drawing: Drawing, dataset: Source | None, count: int) -> Pictures:
+def _samples(drawing: Drawing, dataset: Source | None, count: int) -> tuple[Pictures, Conditions]:
+    """What is drawn, and what for: captions or labels as in the data set, unless flags say otherwise."""
     model, wanted = drawing.model.cfg, drawing.labels
     if drawing.prompts and (flags.FLAGS["prompts"].value or dataset is None):
         conditions, about = drawing.prompts, {"prompts": f"{len(drawing.prompts.texts):,}"}
@@ -200,7 +214,16 @@ def _samples(drawing: Drawing, dataset: Source | None, count: int) -> Pictures:
         labels, words = labels_as_in(dataset, model, count)
         conditions, about = labels_at(labels), {"labels": words}
     about = {**drawing.about, **about}
-    return drawn(drawing.sampler(), drawing.params(), drawing.decoder, model, count, conditions, about)
+    draw = drawing.sampler()
+    return drawn(draw, drawing.params(), drawing.decoder, model, count, conditions, about), conditions
+
+
+def _load_clip(conditions: Conditions | None) -> Clip | None:
+    if _CLIP.value is None:
+        return None
+    if not isinstance(conditions, Prompts):
+        raise ConfigError(f"--clip={_CLIP.value}: scores samples of prompts, and --source is no model of text")
+    return load_clip(_CLIP.value, flag="--clip")
 
 
 def _load_network(defaults: EvalConfig) -> Extractor:

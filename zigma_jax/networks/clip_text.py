@@ -24,7 +24,7 @@ from zigma_jax.networks.text_layers import (
 )
 from zigma_jax.networks.weight_file import WeightFile
 
-_NAMES = {
+LAYER_NAMES = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "out": "self_attn.out_proj",
     "fc1": "mlp.fc1",
@@ -59,7 +59,7 @@ class ClipText(nnx.Module):
         self.tokens = param(file.take(f"{prefix}embeddings.token_embedding.weight", self.vocabulary, width))
         self.positions = param(file.take(f"{prefix}embeddings.position_embedding.weight", self.length, width))
         layers = (f"{prefix}encoder.layers.{i}." for i in range(depth))
-        self.layers = Stack([take_layer(file, layer, _NAMES, width, hidden) for layer in layers])
+        self.layers = Stack([take_layer(file, layer, LAYER_NAMES, width, hidden) for layer in layers])
         self.norm = param(take_norm(file, f"{prefix}final_layer_norm", width))
         file.leave("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 

@@ -39,6 +39,7 @@ from zigma_jax.metrics import (
 from zigma_jax.metrics.features import GAUSSIAN, KEPT
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.networks import load_network
+from zigma_jax.networks.clip import Clip
 from zigma_jax.training.best import Evaluations
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.decoding import Decoder
@@ -48,6 +49,7 @@ from zigma_jax.training.sampling import Labels, Sampler, batches, choose_labels
 from zigma_jax.training.state import Params
 
 PSNR = "PSNR"
+CLIP_SCORE = "CLIP score"
 KEEP = 50_000  # pictures whose every feature is kept
 
 
@@ -170,6 +172,20 @@ def reconstructed(pictures: Pictures, decoder: Decoder, errors: list[float] | No
                 squares = np.square(batch.astype(np.float32) - again).mean((1, 2, 3))
                 errors.extend((10 * np.log10(255**2 / np.maximum(squares, 1e-10))).tolist())
             yield again
+
+    return dataclasses.replace(pictures, batches=batches)
+
+
+def scored(pictures: Pictures, clip: Clip, prompts: Prompts, cosines: list[float]) -> Pictures:
+    """The same pictures; how well each fits its prompt is added to `cosines` as they are gone through."""
+
+    def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
+        count = 0
+        for batch in pictures.batches(batch_size):
+            numbers = np.arange(count, count + len(batch))
+            cosines.extend(np.asarray(clip.cosines(batch, prompts.of(numbers))).tolist())
+            count += len(batch)
+            yield batch
 
     return dataclasses.replace(pictures, batches=batches)
 
