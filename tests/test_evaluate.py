@@ -79,7 +79,13 @@ def test_a_model_of_text_is_measured_with_captions_of_the_data_set(data_dir, tmp
     assert train(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "evaluations.json").read_text())
 
-    options = [f"--source={tmp_path}/run", "--num=8", "--metrics=kd-full", "--split=test", f"--clip={write_clip(tmp_path)}"]
+    options = [
+        f"--source={tmp_path}/run",
+        "--num=8",
+        "--metrics=kd-full",
+        "--split=test",
+        f"--clip={write_clip(tmp_path)}",
+    ]
     code, printed = programs.run("zigma_jax.evaluate", *options)
     assert code == 0, printed
     results = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
