@@ -39,7 +39,7 @@ def test_the_first_avatars_are_pinned_to_the_pixel(data_dir):
     assert digests == ["f12ad0bbda99", "7ba1003cf1e1", "faf6ec833704", "d64cf98e00e2"]
     assert source.captions(1) == [
         "a cartoon face with short brown curls and brown skin, without glasses, on a sky blue background",
-        "This smiling person has short brown curls, brown skin and open eyes, and wears no glasses.",
+        "This smiling person has short brown curls and open eyes, and wears no glasses.",
         "a portrait of a character with short brown curls and thick eyebrows, wearing a white jumper with a collar and "
         "no glasses",
     ]

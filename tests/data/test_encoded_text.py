@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -21,7 +22,7 @@ from tests.data.pictures import picture, write
 from tests.data.toy_autoencoder import ToyAutoencoder
 from tests.data.toy_text import ToyTextEncoder
 from zigma_jax.data import encoded_files, encoded_text
-from zigma_jax.data.captions import TokenizedCaptions
+from zigma_jax.data.captions import TextEncoder, TokenizedCaptions
 from zigma_jax.data.encoded import encoded_set
 from zigma_jax.data.encoded_text import describe, encode_share, text_set
 from zigma_jax.data.pipeline import BadDataError, DataConfig, make_dataset, open_source
@@ -48,7 +49,7 @@ def source(config):
     return open_source(config)
 
 
-def make(source, cache, encoder=TOY, devices=1, **options):
+def make(source, cache, encoder: TextEncoder = TOY, devices=1, **options):
     return text_set(source, encoder, cache=str(cache), devices=jax.devices()[:devices], **options)
 
 
@@ -61,7 +62,7 @@ def whole(source, tmp_path):
     return make(source, tmp_path / "whole")
 
 
-def folder(tmp_path, data_dir, captions: list[list[str] | None], name="pictures"):
+def folder(tmp_path, data_dir, captions: Sequence[Sequence[str] | None], name="pictures"):
     """A source of pictures with these captions, written down in a table."""
     files: dict[str, bytes | str] = {f"{i:02}.png": picture(5 * i) for i in range(len(captions))}
     rows = [{"file_name": f"{i:02}.png", "captions": of_picture} for i, of_picture in enumerate(captions)]
@@ -89,7 +90,8 @@ def test_it_holds_the_states_of_every_caption_unpadded(source, tmp_path, padded)
     assert made.length == (40 if padded else -(-longest // 8) * 8)
     assert (made.captions, made.without, made.empty, made.truncated, made.unreadable) == (192, 0, 0, 0, 0)
     assert made.encoder == {"name": "toy", "weights": encoder.fingerprint, "tokenizer": "words"}
-    sizes = [len(record) for record in made._files.open()[range(64)]]
+    records = made._files.open()
+    sizes = [len(records[index]) for index in range(64)]
     assert sum(sizes) == made.tokens * 8 * 2 + 64 * (8 + 3 * 4)  # counts of captions and tokens, and four bytes
     files = contents(made.directory).values()
     assert made.bytes_per_caption == sum(map(len, files)) / 192

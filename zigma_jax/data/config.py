@@ -10,6 +10,7 @@ FROM_FOLDER = {
     "folder": "the directory of pictures",
     "parquet": "the directory of parquet files",
     "celeba": "the directory with img_align_celeba.zip and list_eval_partition.txt",
+    "coco": "the directory with train2014.zip, val2014.zip and annotations_trainval2014.zip",
 }
 """The sets that are made from `data.folder`, and what that is."""
 
@@ -19,15 +20,16 @@ class DataConfig:
     """data.*: the pictures.
 
     Attributes:
-        name: avatars, emoji (or avatars/256, …), folder, parquet, celeba, webdataset, hf://datasets/OWNER/NAME, or a
-            set of TFDS's catalogue.
+        name: avatars, emoji (or avatars/256, …), folder, parquet, celeba, coco, webdataset, hf://datasets/OWNER/NAME,
+            or a set of TFDS's catalogue.
         data_dir: where prepared sets lie; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         split: a split of the set, or part of one as TFDS writes it: "train[:90%]".
         image_size: pixels (height, width), or one number for a square.
         flip: mirror every other picture, drawn anew each time that it is seen.
         workers: processes that make batches; 0: one thread of this process.
         max_bad_fraction: the run stops when more of the samples than this were unreadable (of at least 1000).
-        folder: the directory of pictures (name="folder"), of parquet files ("parquet") or of CelebA's files ("celeba").
+        folder: the directory of pictures (name="folder"), of parquet files ("parquet"), or of the files
+            of CelebA ("celeba") or COCO ("coco").
         shards: the tars of name="webdataset": a directory, a glob, a range ("train-{000..124}.tar"), or several of
             these with commas between them.
         image_column, label_column, caption_column: the column, feature or member that holds the pictures, the classes

@@ -9,6 +9,7 @@ may depend on how many it sees at once: so the files are the same to the byte.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from zigma_jax.data.latent_sets import unkeepable
 from zigma_jax.data.reads import BadDataError, Reads
 from zigma_jax.data.source import Source, SourceInfo
 
-_TOKENS_AT_ONCE = 2048  # a device computes, padding included
+_TOKENS_AT_ONCE = 1024  # a device computes, padding included
 _CAPTIONS_TOGETHER = 1024  # are sorted by length, and are in memory at once
 _SHARD_SIZES = (256, 4096)  # pictures, at least and at most: a kill costs one shard
 _STEP = 8  # the padded length of batches is a multiple of it
@@ -360,18 +361,22 @@ class _Network:
 def _batches(lengths: np.ndarray, longest: int, devices: int) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     """Captions to compute at once, by their places, and the padded shape (captions, tokens).
 
-    A device has captions of one padded length, and of each length always as many.
+    They go from the longest to the shortest, as many to a device as have `_TOKENS_AT_ONCE` tokens when they are padded.
+    What a device gets depends on the lengths alone.
     """
-    padded = np.array([_padded(length, longest) for length in lengths.tolist()])
-    order = np.argsort(lengths, kind="stable")
-    for tokens in np.unique(padded).tolist():
-        rows = order[padded[order] == tokens]
-        at_once = max(_TOKENS_AT_ONCE // tokens, 1) * devices
-        for start in range(0, len(rows), at_once):
-            yield rows[start : start + at_once], (at_once, tokens)
+    order = np.argsort(-lengths, kind="stable")
+    of_device, start = [], 0
+    while start < len(order):
+        tokens = _padded(int(lengths[order[start]]), longest)
+        shape = (max(_TOKENS_AT_ONCE // tokens, 1), tokens)
+        of_device.append((shape, order[start : start + shape[0]]))
+        start += shape[0]
+    for shape, alike in itertools.groupby(of_device, key=lambda one: one[0]):
+        for some in itertools.batched(alike, devices):
+            yield np.concatenate([rows for _, rows in some]), (shape[0] * devices, shape[1])
 
 
 def _padded(length: int, longest: int) -> int:
-    """The length that a caption is padded to: one of few, each of which is compiled once."""
-    power = 1 << max(length - 1, 7).bit_length()
-    return min(power * 3 // 4 if length <= power * 3 // 4 and power > 8 else power, longest)
+    """The length that a caption is padded to: one of four between a power of two and the next, each compiled once."""
+    step = max(4, 1 << max((length - 1).bit_length() - 3, 0))
+    return min(math.ceil(length / step) * step, longest)

@@ -164,6 +164,8 @@ def _is_text(feature: Any) -> bool:
     if isinstance(feature, tfds.features.Sequence):
         inner: Any = feature.feature
         return _is_text(inner["text"] if isinstance(inner, tfds.features.FeaturesDict) and "text" in inner else inner)
+    if type(feature) in (tfds.features.Scalar, tfds.features.Tensor):  # a bare string, as in coco_captions
+        return feature.shape == () and np.dtype(feature.np_dtype).kind in "OSU"
     return isinstance(feature, tfds.features.Text)
 
 

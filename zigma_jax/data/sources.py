@@ -15,7 +15,7 @@ from tensorflow_datasets.core import constants
 
 from zigma_jax.data import hub
 from zigma_jax.data.config import DataConfig
-from zigma_jax.data.datasets import avatars, catalog, celeba, emoji, folder
+from zigma_jax.data.datasets import avatars, catalog, celeba, coco, emoji, folder
 from zigma_jax.data.prepared import PreparedSource
 from zigma_jax.data.source import Source, SourceInfo
 from zigma_jax.data.webdataset import TarSource, shards_by_split
@@ -134,6 +134,8 @@ def _own_builder(config: DataConfig) -> tfds.core.DatasetBuilder | None:
             return folder.Folder(folder=folder_path, data_dir=data_dir)
         if name == "celeba":
             return celeba.Celeba(folder=folder_path, data_dir=data_dir)
+        if name == "coco":
+            return coco.Coco(folder=folder_path, data_dir=data_dir)
         if name == "parquet" or name.startswith(hub.PREFIX):
             return _parquet_builder(config)
     if name == "webdataset":

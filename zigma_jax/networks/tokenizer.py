@@ -49,7 +49,7 @@ class Tokenizer:
         """Whether there are files to make tokens by."""
         return bool({"tokenizer.json", "vocab.json", "vocab.txt"} & self._files.keys())
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) of the tokenizer's files: token ids are comparable where it is equal."""
         digest = hashlib.sha256()

@@ -69,7 +69,7 @@ def captions(drawn: dict[str, str]) -> list[str]:
     details.sort(key=lambda _: rng.random())  # a shuffle of their order
     styles = sorted((_portrait, _face, _person), key=lambda _: rng.random())
     return [
-        style(drawn, {name for place, name in enumerate(details) if place % PHRASINGS == number or rng.random() < 0.3})
+        style(drawn, {name for place, name in enumerate(details) if place % PHRASINGS == number})
         for number, style in enumerate(styles)
     ]
 

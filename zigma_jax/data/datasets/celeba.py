@@ -5,12 +5,10 @@ list_eval_partition.txt     which picture belongs to which split; or .csv, as on
 list_attr_celeba.txt        forty attributes of each picture, if wanted; or .csv
 """
 
-import contextlib
 import csv
 import hashlib
 import re
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import tqdm
 
+from zigma_jax.data.datasets.archives import find_members
 from zigma_jax.errors import DataError
 
 PICTURES = "img_align_celeba"
@@ -47,7 +46,7 @@ class Celeba(tfds.core.GeneratorBasedBuilder):
         partition = _find_table(root, PARTITION)
         if partition is None:
             raise DataError(f"data.folder={folder!r}: there is no {PARTITION}.txt or .csv in it. {WHERE_FROM}")
-        self._sizes, self._open = _find_pictures(root)
+        self._sizes, self._open = find_members(root, PICTURES, ".jpg", WHERE_FROM)
         _, rows = _read_table(partition)
         attributes = _find_table(root, ATTRIBUTES)
         self._names, self._attributes = _read_table(attributes) if attributes else ([], {})
@@ -96,40 +95,6 @@ class Celeba(tfds.core.GeneratorBasedBuilder):
                     values = self._attributes[name]
                     record["attributes"] = {key: one == "1" for key, one in zip(self._names, values, strict=True)}
                 yield index, record
-
-
-def _find_pictures(root: Path) -> tuple[dict[str, int], Callable[[], Any]]:
-    """The pictures' sizes in bytes by their names, and what opens a function that reads one."""
-    archive, folder = root / f"{PICTURES}.zip", root / PICTURES
-    if archive.is_file():
-        try:
-            with zipfile.ZipFile(archive) as file:
-                members = {Path(one.filename).name: one for one in file.infolist() if one.filename.endswith(".jpg")}
-        except zipfile.BadZipFile as error:
-            with open(archive, "rb") as file:
-                page = file.read(256).lstrip().startswith(b"<")
-            what = "a web page (the drive's notice of its quota?)" if page else f"no whole zip ({error})"
-            raise DataError(f"{archive}: is {what}; download it again. {WHERE_FROM}") from None
-
-        @contextlib.contextmanager
-        def opened() -> Iterator[Callable[[str], bytes]]:
-            with zipfile.ZipFile(archive) as file:
-                yield lambda name: _read_member(file, archive, members[name])
-
-        return {name: one.file_size for name, one in members.items()}, opened
-    if folder.is_dir():
-        paths = {path.name: path for path in folder.rglob("*.jpg") if not path.name.startswith(".")}
-        return {name: path.stat().st_size for name, path in paths.items()}, lambda: contextlib.nullcontext(
-            lambda name: paths[name].read_bytes()
-        )
-    raise DataError(f"data.folder={str(root)!r}: there is neither {PICTURES}.zip nor {PICTURES}/ in it. {WHERE_FROM}")
-
-
-def _read_member(file: zipfile.ZipFile, archive: Path, member: zipfile.ZipInfo) -> bytes:
-    try:
-        return file.read(member)
-    except (zipfile.BadZipFile, zipfile.zlib.error) as error:  # pyright: ignore[reportAttributeAccessIssue]
-        raise DataError(f"{archive}: {member.filename} is damaged ({error}); download the archive again") from None
 
 
 def _find_table(root: Path, name: str) -> Path | None:

@@ -6,6 +6,7 @@ DIR/train/...  DIR/test/...                 the same, one folder for each split
 DIR/metadata.jsonl | metadata.csv           rows of file_name and text | caption, label (also inside a
 split's folder)
 DIR/a.png  DIR/a.txt                        captions beside the picture, one a line
+DIR/images/0.jpg  DIR/celeba-caption/0.txt  MultiModal-CelebA-HQ as it is given out: no classes; either may lie deeper
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from tensorflow_datasets.core import constants
 from tqdm import tqdm
 
 from zigma_jax.data.datasets.classes import class_ids
-from zigma_jax.data.datasets.tables import Row, captions_beside, find_table, read_table
+from zigma_jax.data.datasets.tables import Row, captions_beside, find_caption_folder, find_table, read_table
 from zigma_jax.data.pictures.files import SUFFIXES, find_pictures, is_directory, is_picture, list_visible
 from zigma_jax.errors import DataError
 from zigma_jax.files import write_atomically
@@ -55,6 +56,10 @@ def scan(folder: Path) -> dict[str, list[Picture]]:
         if table := find_table(folder):
             pictures = _from_table(table)
             found = _by_first_folder(folder, pictures, splits) or {"train": pictures}
+        elif captions := find_caption_folder(folder):
+            splits = {name: path for name, path in splits.items() if find_pictures(path)}  # others hold lists of names
+            _check_nothing_beside(folder, splits)
+            found = {name: _scan_captioned(path, captions) for name, path in (splits or {"train": folder}).items()}
         else:
             _check_nothing_beside(folder, splits)
             found = {name: _scan_split(path) for name, path in (splits or {"train": folder}).items()}
@@ -119,6 +124,13 @@ def _scan_split(folder: Path) -> list[Picture]:
     labels = [path.parts[depth] if len(path.parts) > depth + 1 else None for path in paths]
     _warn_of_empty_folders(folder, {label for label in labels if label})
     return _with_texts([Picture(path, label, ()) for path, label in zip(paths, labels, strict=True)])
+
+
+def _scan_captioned(folder: Path, captions: Path) -> list[Picture]:
+    """Pictures anywhere in a folder whose captions lie in a directory of their own: its folders are no classes."""
+    paths = find_pictures(folder)
+    told = captions_beside(paths, captions)
+    return [Picture(path, None, texts) for path, texts in zip(paths, told, strict=True)]
 
 
 def _warn_of_empty_folders(folder: Path, classes: set[str]) -> None:

@@ -180,7 +180,8 @@ def _unreadable(content: bytes | None) -> str:
 
 
 def _captions(value: Any, where: str) -> list[str]:
-    texts = [value] if isinstance(value, str) else list(value or [])
+    """All that there are: none of a null, and of a list those that are not null."""
+    texts = [value] if isinstance(value, str) else [text for text in value or () if text is not None]
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{where}: the captions are {str(value)[:80]!r}, which are no texts")
     return texts

@@ -21,6 +21,8 @@ from zigma_jax.errors import DataError
 NAME = "file_name"
 CAPTION_COLUMNS = ("text", "caption", "captions")
 LABEL_COLUMNS = ("label", "class")
+CAPTION_FOLDER = "celeba-caption"
+"""Where MultiModal-CelebA-HQ has its NAME.txt."""
 
 _BOMS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -64,17 +66,29 @@ def read_table(table: Path) -> list[Row]:
     return [_row(f"{table}, line {line}, row {number}", table.parent, line, values) for number, (line, values) in rows]
 
 
-def captions_beside(pictures: Iterable[Path]) -> list[tuple[str, ...]]:
-    """Of each picture NAME.png the lines of NAME.txt beside it, each a caption; none without such a file."""
+def captions_beside(pictures: Iterable[Path], elsewhere: Path | None = None) -> list[tuple[str, ...]]:
+    """Of each picture NAME.png the lines of NAME.txt, each a caption; none without such a file.
+
+    The file lies beside the picture, or in the directory `elsewhere` if that is given.
+    """
     texts: dict[str, dict[str, str]] = {}
     captions = []
     for folder, name in (os.path.split(picture) for picture in pictures):
-        if folder not in texts:  # listed once: asking for the file of each picture would take longer than all else
-            names = os.listdir(folder or ".")
-            texts[folder] = {name[:-4]: name for name in names if name.lower().endswith(".txt")}
-        text = texts[folder].get(os.path.splitext(name)[0])
-        captions.append(_lines(Path(folder, text)) if text else ())
+        place = folder if elsewhere is None else str(elsewhere)
+        if place not in texts:  # listed once: asking for the file of each picture would take longer than all else
+            names = os.listdir(place or ".")
+            texts[place] = {name[:-4]: name for name in names if name.lower().endswith(".txt")}
+        text = texts[place].get(os.path.splitext(name)[0])
+        captions.append(_lines(Path(place, text)) if text else ())
     return captions
+
+
+def find_caption_folder(folder: Path) -> Path | None:
+    """The directory `CAPTION_FOLDER` in a folder, or deeper in it. Raises DataError for two of them."""
+    found = [Path(place, CAPTION_FOLDER) for place, folders, _ in os.walk(folder) if CAPTION_FOLDER in folders]
+    if len(found) > 1:
+        raise DataError(f"data.folder={str(folder)!r}: has both {' and '.join(map(str, found[:2]))}; keep one")
+    return found[0] if found else None
 
 
 def _lines(path: Path) -> tuple[str, ...]:
