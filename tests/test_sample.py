@@ -149,18 +149,18 @@ def test_the_empty_prompt_at_any_guidance_is_the_unconditional_sample(tmp_path, 
 def test_prompts(tmp_path):
     """Each in turn, of a flag or a line of a file; named in prompts.jsonl; and bound to the directory."""
     save_weights(random_model(TEXT), tmp_path / "model.safetensors")
-    (tmp_path / "prompts.txt").write_bytes("a man, with glasses\r\n\na \u2028woman\n".encode())
+    (tmp_path / "prompts.txt").write_bytes("a man, with glasses\r\na \u2028woman\n".encode())
     options = [f"--source={tmp_path}/model.safetensors", f"--text_encoder={write_bert(tmp_path / 'bert')}", "--num=5"]
     options += ["--method=euler", "--steps=3", "--guidance=2", "--negative=hair", f"--output={tmp_path}/out"]
-    given = [f"--prompts={tmp_path}/prompts.txt", "--prompts=no hair, a man"]
+    given = [f"--prompts={tmp_path}/prompts.txt", "--prompts=no hair, a man", "--prompts="]
     code, printed = programs.run("zigma_jax.sample", *options, *given)
     assert code == 0, printed
     lines = [json.loads(line) for line in (tmp_path / "out" / "prompts.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == [
         "a man, with glasses",
-        "",
         "a \u2028woman",
         "no hair, a man",
+        "",
         lines[0]["prompt"],
     ]
     assert lines[4] == {
@@ -201,6 +201,8 @@ def test_mistakes(model, tmp_path):
     save_weights(random_model(TEXT), tmp_path / "text.safetensors")
     text, encoder = f"--source={tmp_path}/text.safetensors", f"--text_encoder={write_bert(tmp_path / 'bert')}"
     (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "blank.txt").write_text("a man\n\na woman\n")
+    (write_bert(tmp_path / "no_tokenizer") / "vocab.txt").unlink()
     source = f"--source={tmp_path}/model.safetensors"
     (tmp_path / "file").write_text("mine")
     (tmp_path / "mine").mkdir()
@@ -226,6 +228,9 @@ def test_mistakes(model, tmp_path):
         f"{text} {encoder}": "--prompts is missing, and no captions are at hand",
         f"{text} {encoder} --prompts=man --labels=1": "is conditioned on text: give --prompts",
         f"{text} {encoder} --prompts={tmp_path}/empty.txt": "empty.txt: the file is empty",
+        f"{text} {encoder} --prompts={tmp_path}/blank.txt": "blank.txt: line 2 is blank",
+        f"{text} {encoder} --prompts={tmp_path}/typo.txt": "typo.txt: there is no such file",
+        f"{text} --text_encoder={tmp_path}/no_tokenizer --prompts=man": "there is no tokenizer",
         f"{text} {encoder} --prompts=man --negative=woman": "--negative: is what guidance leads away from",
         f"{text} --text_encoder={write_bert(tmp_path / 'wide', width=16)} --prompts=man": "its tokens have 16 numbers",
         f"{text} --text_encoder={tmp_path}/mine --prompts=man": "config.json",

@@ -20,6 +20,7 @@ from zigma_jax.models.zigma import ZigMa
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags
 from zigma_jax.training.array_store import check_same_model, flatten
 from zigma_jax.training.checkpoint import Checkpointer
+from zigma_jax.training.conditions import open_conditions, open_encoder
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.samples import open_samples
@@ -58,6 +59,11 @@ def main(argv: list[str]) -> None:
                 "This form of weights does not say how samples become pictures. `zigma_jax.sample` needs to be told:\n"
                 f"  --autoencoder={latent.autoencoder} --autoencoder_scale={scale} --autoencoder_shift={shift}"
             )
+        if trained and trained.text.encoder and not is_workdir(target):
+            print(
+                "This form of weights does not say how prompts become tokens. `zigma_jax.sample` needs to be told:\n"
+                f"  --text_encoder={trained.text.weights or trained.text.encoder}"
+            )
 
 
 def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
@@ -74,6 +80,8 @@ def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
         ours, theirs = getattr(config.model, field), getattr(model.cfg, field)
         if ours != theirs and not (field == "scan_seed" and "random" not in model.cfg.scan):
             raise ConfigError(f"config.model.{field} = {ours!r}: the weights were trained with {theirs!r}")
+    records = open_source(config.data)
+    encoder = open_encoder(config, records)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     _, init_state, abstract_state = make_state(config.model, optimizer, config.train.seed, make_mesh(config.train.fsdp))
     params = params_of(model)
@@ -82,9 +90,16 @@ def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
     state = init_state()
     params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
     state = dataclasses.replace(state, params=params, ema=params)
-    found, config = open_samples(config, open_source(config.data))
+    found, config = open_samples(config, records)
+    given, config = open_conditions(config, records, encoder)
     data = iter(
-        make_dataset(config.data, global_batch=config.train.batch_size, seed=config.train.seed, encoded=found.encoded)
+        make_dataset(
+            config.data,
+            global_batch=config.train.batch_size,
+            seed=config.train.seed,
+            encoded=found.encoded,
+            text=given.texts,
+        )
     )
     with Checkpointer(workdir / "checkpoints") as checkpoints:
         checkpoints.save(0, state, {"config": to_dict(config), "data": data.get_state()})

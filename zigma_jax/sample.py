@@ -153,8 +153,7 @@ def _words(drawing: Drawing, numbers: np.ndarray) -> list[dict[str, Any]] | None
     """Of each sample what prompts.jsonl says; None without prompts."""
     if drawing.prompts is None:
         return None
-    negative = {"negative": drawing.prompts.negative} if drawing.prompts.negative else {}
-    common = negative | {"guidance": drawing.sample.guidance, "seed": drawing.seed}
+    common = {"negative": drawing.prompts.negative, "guidance": drawing.sample.guidance, "seed": drawing.seed}
     return [{"prompt": prompt} | common for prompt in drawing.prompts.of(numbers)]
 
 

@@ -31,7 +31,7 @@ from zigma_jax.errors import DivergedError
 from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
 from zigma_jax.training.checkpoint import Checkpointer
-from zigma_jax.training.conditions import open_conditions
+from zigma_jax.training.conditions import open_conditions, open_encoder
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.decoding import Decoder
 from zigma_jax.training.evaluation import ScheduledEvaluation
@@ -89,8 +89,9 @@ class Run:
         check_batch(cfg.batch_size, cfg.accumulate, self.mesh)
         stops.on(self.mesh)
         records = open_source(config.data)
+        encoder = open_encoder(config, records)
         source, config = open_samples(config, records)
-        given, self.config = open_conditions(config, records)
+        given, self.config = open_conditions(config, records, encoder)
         config = self.config
         self.dataset = make_dataset(
             config.data,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant import Interpolant, guide, sample_ode, sample_sde
 
 IP = Interpolant()
@@ -62,6 +63,27 @@ def test_text_and_a_learned_null():
         ours = guide(model_fn, text, null, 4.0)(Z, t)
         given_null = model_fn(Z, t, jnp.broadcast_to(jnp.asarray(null, jnp.float32), text.shape))
         np.testing.assert_allclose(ours, given_null + 4 * (model_fn(Z, t, text) - given_null), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+def test_a_tree_of_conditions(scale):
+    """Tokens and their mask: every part of y is led away from the same part of null."""
+
+    def of_tree(x, t, y):
+        return model_fn(x, t, y["tokens"] * y["mask"][..., None])
+
+    def arrays(y):
+        return y["tokens"] * y["mask"][..., None]
+
+    t = jnp.full(8, 0.5)
+    y = {"tokens": jax.random.normal(jax.random.key(3), (8, 2, 5)), "mask": jnp.arange(16).reshape(8, 2) % 3 > 0}
+    null = {"tokens": np.ones((1, 2, 5), np.float16), "mask": np.array([[True, False]])}
+    ours = guide(of_tree, y, null, scale)(Z, t)
+    np.testing.assert_allclose(ours, guide(model_fn, arrays(y), arrays(null), scale)(Z, t), atol=1e-6)
+    with pytest.raises(ConfigError, match="they must be alike"):
+        guide(of_tree, y, {"tokens": null["tokens"]}, scale)
+    with pytest.raises(ConfigError, match=r"null has shape \(3, 5\), which does not broadcast to y's"):
+        guide(of_tree, y, null | {"tokens": np.ones((3, 5))}, scale)
 
 
 def test_samples_of_a_batch_at_different_times():

@@ -247,6 +247,29 @@ def test_inputs_that_do_not_fit_are_refused():
     text = random_model(dataclasses.replace(TINY, context_size=5))
     with pytest.raises(ValueError, match=r"takes tokens \(batch, tokens, 5\)"):
         text(x, t, jnp.zeros((2, 7, 4)))
+    with pytest.raises(ValueError, match=r"y.mask = bool\[2, 6\]: must be bool\[2, 7\], one a token"):
+        text(x, t, zj.Text(jnp.zeros((2, 7, 5)), jnp.ones((2, 6), bool)))
+    with pytest.raises(ValueError, match="a model with 3 classes takes labels"):
+        classes(x, t, zj.Text(jnp.zeros((2, 7, 5))))
+
+
+def test_what_fills_up_a_caption_changes_nothing():
+    """However much there is of it, and whatever it holds; without a mask every token counts."""
+    model = random_model(dataclasses.replace(TINY, context_size=5))
+    x, t, tokens = inputs(model.cfg)
+    assert tokens is not None
+    call = jax.jit(model)
+    bare = call(x, t, tokens)
+    np.testing.assert_array_equal(call(x, t, zj.Text(tokens)), bare)
+    for fill, length in ((0.0, 8), (jnp.nan, 8), (1e30, 24)):
+        longer = jnp.full((2, length, 5), fill).at[:, :5].set(tokens)
+        seen = jnp.broadcast_to(jnp.arange(length) < 5, (2, length))
+        np.testing.assert_allclose(call(x, t, zj.Text(longer, seen)), bare, rtol=1e-5, atol=1e-6)
+    halved = jnp.array([[True] * 5, [True] * 2 + [False] * 3])
+    found = call(x, t, zj.Text(tokens, halved))
+    np.testing.assert_allclose(found[0], bare[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[1], call(x, t, tokens[:, :2])[1], rtol=1e-5, atol=1e-6)
+    assert np.abs(found[1] - bare[1]).max() > 1e-3
 
 
 COMPILE = """

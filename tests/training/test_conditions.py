@@ -1,21 +1,23 @@
 """Conditions of the training step: which are dropped, for what, and that nothing else depends on them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.training.tiny import tiny_config
 from tests.training.tiny_text import write_bert
 from zigma_jax.data.config import TextConfig
 from zigma_jax.data.pipeline import make_dataset, open_source
-from zigma_jax.errors import ConfigError, WeightsError
+from zigma_jax.errors import ConfigError, DataError, WeightsError
 from zigma_jax.models.text import Text
 from zigma_jax.train import train
-from zigma_jax.training.conditions import Captions, Labels, open_conditions
-from zigma_jax.training.prompts import Prompts, null_text, open_text_encoder
+from zigma_jax.training.conditions import Captions, Labels, open_conditions, open_encoder
+from zigma_jax.training.prompts import Prompts, captions_of, held_out, null_text, open_text_encoder, read_prompts
 from zigma_jax.training.samples import inputs
 from zigma_jax.training.step import sample_keys
 from zigma_jax.training.workdir import check_same_run
@@ -61,7 +63,7 @@ def test_encoded_in_the_step_they_are_as_from_the_set(data_dir, place, tmp_path)
     for cache in ("step", str(tmp_path / "cache")):
         config = text_config(data_dir, place, text__cache=cache)
         source = open_source(config.data)
-        given, config = open_conditions(config, source)
+        given, config = open_conditions(config, source, open_encoder(config, source))
         assert config.text.fingerprint == given.encoder.fingerprint
         dataset = make_dataset(config.data, global_batch=16, text=given.texts)
         batch = inputs(dataset.batch(0), labels=False)
@@ -139,6 +141,66 @@ def test_a_prompt_does_not_depend_on_the_others(place):
     assert few.fingerprint != many.fingerprint
 
 
+class Words:
+    """A data set of captions alone."""
+
+    def __init__(self, *captions):
+        self._captions = captions
+
+    def __len__(self):
+        return len(self._captions)
+
+    def captions(self, index):
+        return self._captions[index]
+
+
+def test_captions_are_one_a_picture_in_the_order_of_the_set():
+    words: Any = Words(["a0", "a1"], ["b0", "b1", "b2"], [], ["d0"])
+    assert captions_of(words, 4) == ["a0", "b1", "", "d0"]
+    assert captions_of(words, 2) == ["a0", ""]  # spread over the set
+    assert captions_of(words, 9) == ["a0", "b1", "", "d0", "a0", "b2", "", "d0", "a0"]
+
+
+def test_previews_show_captions_that_the_run_does_not_see(data_dir):
+    data = tiny_config(data_dir).data
+    for split, expected in (("train", "test"), ("train[:50%]", "test"), ("test[:50%]", "test[:50%]")):
+        assert held_out(dataclasses.replace(data, split=split)).info.split == expected
+
+
+def test_a_file_of_prompts_has_one_a_line(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa man, with glasses\r\n a \u2028woman\x85 \n\n".encode())
+    given = [str(file), "", "no hair, a man\nand", "x" * 5000, "\0", "and/or"]
+    assert read_prompts(given) == ["a man, with glasses", " a \u2028woman\x85 ", *given[1:]]
+    for content, message in (
+        (b"", "the file is empty"),
+        (b" \n\r\n", "the file is empty"),
+        (
+            b"a man\n\na woman\n \nhair",
+            "line 2 is blank, and 1 more; remove it, or give the empty prompt as --prompts=",
+        ),
+        ("caf\xe9".encode("latin-1"), "not text in UTF-8"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            read_prompts([str(file)])
+    with pytest.raises(ConfigError, match=r"typo\.txt: there is no such file"):
+        read_prompts(["a man", f"{tmp_path}/typo.txt"])
+    with pytest.raises(ConfigError, match="this is a directory"):
+        read_prompts([str(tmp_path)])
+
+
+def test_prompts_that_are_too_long_are_counted_and_said_once(place, caplog):
+    encoder = open_text_encoder(TextConfig(str(place)), 8)
+    prompts = Prompts(encoder, ["a man", "hair " * 100, "glasses " * 5000])
+    for _ in range(2):
+        assert prompts(np.arange(6)).tokens.shape == (6, 32, 8)
+    assert [record.message for record in caplog.records if "Captions of more than" in record.message] == [
+        f"Captions of more than 32 tokens are cut, which is said once: 2 here, the first of them {('hair ' * 12)!r}"
+    ]
+    assert encoder.tokenizer.truncated == 2
+
+
 @pytest.mark.parametrize(
     ("fields", "width", "message"),
     [
@@ -167,7 +229,29 @@ def test_a_missing_tokenizer_shows_before_anything_is_compiled(place, tmp_path, 
     (tmp_path / "bert" / "vocab.txt").unlink()
     config = text_config(data_dir, tmp_path / "bert", text__cache=str(tmp_path / "cache"))
     with pytest.raises(WeightsError, match="there is no tokenizer"):
-        open_conditions(config, open_source(config.data))
+        open_encoder(config, open_source(config.data))
+
+
+def test_what_is_wrong_with_an_encoder_shows_before_pictures_are_encoded_and_weights_read(
+    place, tmp_path, data_dir, monkeypatch
+):
+    import shutil
+
+    import zigma_jax.train
+
+    monkeypatch.setattr(zigma_jax.train, "open_samples", lambda *_: pytest.fail("pictures are encoded"))
+    shutil.copytree(place, tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").write_bytes(b"would be read")
+    config = text_config(data_dir, tmp_path / "bert", text__cache=str(tmp_path / "cache"))
+    wider = dataclasses.replace(config.model, context_size=16)
+    with pytest.raises(ConfigError, match=r"its tokens have 8 numbers, and the model takes model.context_size = 16"):
+        train(dataclasses.replace(config, model=wider), tmp_path / "run")
+
+    (tmp_path / "captionless").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "captionless" / "a.png")
+    config = text_config(data_dir, place, data__name="folder", data__folder=str(tmp_path / "captionless"))
+    with pytest.raises(DataError, match=r"has no captions, which text\.encoder asks for"):
+        train(config, tmp_path / "run")
 
 
 def test_text_and_its_section_belong_together(data_dir):

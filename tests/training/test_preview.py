@@ -45,6 +45,26 @@ def test_a_video_is_a_row_of_its_frames():
     assert [int(tile(grid, i // 3, i % 3, 4, 4).mean()) for i in range(6)] == [0, 51, 102, 153, 204, 255]
 
 
+ODD = ["", "a red door", "w" * 500, "two\nlines\tand\0", "דלת אדומה 红门 🚪", "\ud800", "word " * 2000, "\u2028\x85"]
+
+
+def test_captions_stand_below_their_pictures():
+    """Whatever they hold: every tile is as large, and the picture in it is the sample, enlarged."""
+    samples = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    grid = preview.make_grid(samples, captions=ODD)
+    side, height = 160, grid.shape[0] // 3 - preview.GAP
+    for i, sample in enumerate(samples):
+        found = tile(grid, i // 3, i % 3, height, side)
+        np.testing.assert_array_equal(found[:side], sample.repeat(20, 0).repeat(20, 1))
+        below = found[side:]
+        assert (below.min() < 128) == (ODD[i] not in ("", "\ud800", "\u2028\x85")), repr(ODD[i])
+        assert (below[:, -1] == preview.BACKGROUND).all()  # words end before the picture does
+    large = preview.make_grid(np.zeros((1, 200, 240, 3), np.uint8), captions=["a red door"])
+    assert large.shape[1] == 240 + 2 * preview.GAP  # not enlarged
+    with pytest.raises(ValueError, match="shorter"):
+        preview.make_grid(samples, captions=["too few"])
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 4, 3), (2, 4, 4, 4)])
 def test_latents_and_nothing_are_refused(shape):
     with pytest.raises(ValueError, match=r"samples of shape \("):

@@ -148,6 +148,9 @@ class ZigMa(nnx.Module):
             raise ValueError(
                 f"y = {_describe(tokens)}: a text-conditioned model takes tokens (batch, tokens, {cfg.context_size})"
             )
+        mask = y.mask if isinstance(y, Text) else None
+        if mask is not None and (mask.shape != y.tokens.shape[:2] or mask.dtype != bool):
+            raise ValueError(f"y.mask = {_describe(mask)}: must be bool{list(y.tokens.shape[:2])}, one a token")
         if not (cfg.num_classes or cfg.context_size) and y is not None:
             raise ValueError(f"y = {_describe(y)}: this model takes no condition (num_classes = context_size = 0)")
 
@@ -169,6 +172,8 @@ class ZigMa(nnx.Module):
             return c + self.class_embed(y), None
         if self.cfg.context_size:
             tokens, mask = y if isinstance(y, Text) else (y, None)
+            if mask is not None:  # a hidden token weighs zero, and zero times NaN would be NaN
+                tokens = jnp.where(mask[..., None], tokens, 0)
             text = Text(self.context_embed(jnp.asarray(tokens)), mask)
             return c + mean_over_tokens(*text), text
         return c, None

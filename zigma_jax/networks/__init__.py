@@ -19,7 +19,7 @@ from zigma_jax.networks import dinov2, effnet, inception
 from zigma_jax.networks.autoencoder import Autoencoder, autoencoder_geometry, load_autoencoder
 from zigma_jax.networks.extractor import Extractor
 from zigma_jax.networks.sources import MissingWeightsError, find_weights
-from zigma_jax.networks.text_encoder import TextEncoder, load_text_encoder
+from zigma_jax.networks.text_encoder import TextEncoder, load_text_encoder, stated_width
 
 __all__ = [
     "NETWORKS",
@@ -31,6 +31,7 @@ __all__ = [
     "load_autoencoder",
     "load_network",
     "load_text_encoder",
+    "stated_width",
 ]
 
 # name: (what builds it from a file, where a package has one or None, what to do where there is none)

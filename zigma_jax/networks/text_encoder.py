@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int32, Shaped
 
 from zigma_jax.errors import ConfigError, MissingPackageError, WeightsError
 from zigma_jax.networks.bert import Bert
-from zigma_jax.networks.clip_text import ClipText
+from zigma_jax.networks.clip_text import ClipText, text_fields
 from zigma_jax.networks.sources import find_weights
 from zigma_jax.networks.tokenizer import Tokenizer
 from zigma_jax.networks.weight_file import WeightFile
@@ -149,6 +149,16 @@ def load_text_encoder(place: str | os.PathLike[str], *, flag: str = "text encode
         vocabulary=network.vocabulary,
         place=source.place,
     )
+
+
+def stated_width(place: str | os.PathLike[str], *, flag: str = "text encoder") -> int | None:
+    """The width of an encoder's tokens as its config.json says it, None if it does not. No weights are read.
+
+    Raises as `find_weights`, and WeightsError if there is no config.json.
+    """
+    source = find_weights(_packaged() if place == "minilm" else place, flag=flag)
+    width = text_fields(source.config()).get("hidden_size")
+    return width if isinstance(width, int) else None
 
 
 def _kind_by_names(file: WeightFile) -> str:

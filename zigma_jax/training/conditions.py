@@ -95,18 +95,32 @@ class ConditionSource:
     encoder: Any = None
 
 
-def open_conditions(config: RunConfig, source: "Source") -> tuple[ConditionSource, RunConfig]:
+def open_encoder(config: RunConfig, source: "Source") -> Any:
+    """The run's text encoder, None without one, after everything that can be wrong with it has been looked at.
+
+    It takes no time, and belongs before whatever takes some: before pictures are encoded.
+
+    Raises as `open_text_encoder`, and DataError if the records have no captions.
+    """
+    encoder = open_text_encoder(config.text, config.model.context_size)
+    if encoder is not None:
+        from zigma_jax.data.captions import check_captions
+
+        check_captions(source)
+    return encoder
+
+
+def open_conditions(config: RunConfig, source: "Source", encoder: Any) -> tuple[ConditionSource, RunConfig]:
     """Finds or makes what `config.text` asks for, with a progress bar; all processes call it.
+
+    encoder: of `open_encoder`.
 
     Returns, too, the configuration with what was found out on the way and has to be kept with the run: which weights
     of the encoder, and which commit of them.
 
-    Raises:
-        ConfigError: the encoder's tokens are not as wide as the model takes them, or it has other weights than are
-            asked for. Otherwise as `load_text_encoder` and `zigma_jax.data.encoded_text.text_set`.
+    Raises as `zigma_jax.data.encoded_text.text_set`.
     """
     text = config.text
-    encoder = open_text_encoder(text, config.model.context_size)
     if encoder is None:
         return ConditionSource(labels_of(config)), config
     from zigma_jax.data.captions import TokenizedCaptions

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +33,11 @@ def open_text_encoder(text: TextConfig, context_size: int) -> Any:
 
     Raises:
         ConfigError: tokens of another width than the model takes; other weights than `text` wants; a kind without
-            weights. Otherwise as `load_text_encoder`.
+            weights. WeightsError, MissingPackageError: there is no tokenizer. Otherwise as `load_text_encoder`.
     """
     if not text.encoder:
         return None
-    from zigma_jax.networks import load_text_encoder
+    from zigma_jax.networks import load_text_encoder, stated_width
 
     place = text.encoder
     if place in KINDS:
@@ -48,20 +49,27 @@ def open_text_encoder(text: TextConfig, context_size: int) -> Any:
             f"text.encoder = {place!r} is a place, and text.weights = {text.weights!r} another: give one, or the "
             f"kind of encoder ({', '.join(KINDS)}) and its weights"
         )
+    stated = stated_width(place, flag="text.encoder")
+    _check_width(text, stated or context_size, context_size)  # before hundreds of megabytes are read
     encoder = load_text_encoder(place, flag="text.encoder")
     if text.encoder in KINDS and text.encoder not in encoder.name:
         raise ConfigError(f"text.encoder = {text.encoder!r}: {place} holds a {encoder.name}")
-    if encoder.width != context_size:
-        raise ConfigError(
-            f"text.encoder = {text.encoder!r}: its tokens have {encoder.width} numbers, and the model takes "
-            f"model.context_size = {context_size}"
-        )
+    _check_width(text, encoder.width, context_size)
     if text.fingerprint not in ("", encoder.fingerprint):
         raise ConfigError(
             f"text.encoder = {text.encoder!r}: the fingerprint of its weights is {encoder.fingerprint[:12]}…, and the "
             f"run was trained with {text.fingerprint[:12]}…: give the same encoder"
         )
+    encoder.tokenize([""])  # a tokenizer that is missing or damaged shows here
     return encoder
+
+
+def _check_width(text: TextConfig, width: int, context_size: int) -> None:
+    if width != context_size:
+        raise ConfigError(
+            f"text.encoder = {text.encoder!r}: its tokens have {width} numbers, and the model takes "
+            f"model.context_size = {context_size}"
+        )
 
 
 def null_text(encoder: Any, length: int) -> Text:
@@ -83,11 +91,11 @@ class Prompts:
     """What samples show: sample i is drawn for prompt i, in turn.
 
     Prompts are encoded one by one, so that a prompt's tokens, and with them a picture, do not depend on which others
-    are drawn beside it; each once, as long as they are few.
+    are drawn beside it; when they are first drawn, and each once, as long as they are few.
 
     Attributes:
         texts: the prompts.
-        null: what guidance leads away from: the tokens of the empty caption, or of `negative`.
+        negative: what guidance leads away from; empty: the empty caption.
 
     Raises:
         ConfigError: no prompts. WeightsError, MissingPackageError: the encoder has no tokenizer.
@@ -103,7 +111,11 @@ class Prompts:
         self._length = encoder.length if encoder.tokenizer.padded else min(longest, encoder.length)
         self._ids = dict(zip(everything, zip(ids, mask, strict=True), strict=True))
         self._states: dict[str, np.ndarray] = {}
-        self.null = _padded([self._encode(negative)], self._length, encoder)
+
+    @functools.cached_property
+    def null(self) -> Text:
+        """The tokens of `negative`, (1, m, width) float16."""
+        return _padded([self._encode(self.negative)], self._length, self._encoder)
 
     def __call__(self, numbers: Int[np.ndarray, " n"]) -> Text:
         """The tokens for the samples of these numbers: (n, m, width) float16."""
@@ -151,11 +163,15 @@ def held_out(data: DataConfig) -> "Source":
     """The records of a split that is not trained on, if there is one; else those of `data.split`."""
     from zigma_jax.data.sources import open_source
 
-    for split in ("test", "validation"):
+    for split in ("test", "validation", "val"):
+        if split in data.split:
+            continue
         try:
-            return open_source(dataclasses.replace(data, split=split))
+            source = open_source(dataclasses.replace(data, split=split))
         except UserError:  # there is no such split
             continue
+        if source.info.has_captions:
+            return source
     return open_source(data)
 
 
@@ -181,13 +197,18 @@ def spread(source: "Source", count: int) -> Int[np.ndarray, " count"]:
 def read_prompts(given: Sequence[str]) -> list[str]:
     """Of the flag --prompts: each a sentence, or a file with one prompt a line.
 
-    Raises ConfigError for a file that is empty or no text, and for a prompt that is.
+    A sentence may be empty; a line must not, because a blank one is more often a mistake than the empty prompt.
+
+    Raises ConfigError for a file that is empty, not there or no text, for a directory, and for blank lines.
     """
     prompts: list[str] = []
     for value in given:
-        if not _is_file(value):
+        kind = _kind(value)
+        if kind == "sentence":
             prompts.append(value)
             continue
+        if kind != "file":
+            raise ConfigError(f"--prompts={value}: {kind}; give a file with one prompt a line, or the sentence itself")
         try:
             with open(value, encoding="utf-8-sig", newline="") as file:
                 text = file.read()
@@ -199,14 +220,23 @@ def read_prompts(given: Sequence[str]) -> list[str]:
             lines.pop()
         if not lines:
             raise ConfigError(f"--prompts={value}: the file is empty; it holds one prompt a line")
+        if blank := [number for number, line in enumerate(lines, 1) if not line.strip()]:
+            raise ConfigError(
+                f"--prompts={value}: line {blank[0]} is blank{f', and {len(blank) - 1} more' * (len(blank) > 1)}; "
+                "remove it, or give the empty prompt as --prompts="
+            )
         prompts += lines
     return prompts
 
 
-def _is_file(value: str) -> bool:
+def _kind(value: str) -> str:
+    """ "file", "sentence", or what is wrong with it."""
     try:
-        return Path(value).is_file()
-    except OSError:  # too long for a name
-        return False
-    except ValueError:  # a null character
-        return False
+        path = Path(value)
+        if path.is_file():
+            return "file"
+        if value.strip() and os.sep in value and path.is_dir():
+            return "this is a directory"
+    except (OSError, ValueError):  # too long for a name, or a null character in it
+        return "sentence"
+    return "there is no such file" if path.suffix == ".txt" else "sentence"
