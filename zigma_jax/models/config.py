@@ -29,6 +29,8 @@ class ZigMaConfig:
         null_class: one more class, with index `num_classes`, that stands for "no label": what label dropout
             trains and classifier-free guidance asks for.
         context_size: width of the text tokens given as `y`; 0 for a model without text.
+        condition_scale: factor on what class embeddings and the projection of text start from. At the official
+            scale (1) they are far smaller than the embedding of time, and a short run learns to ignore them.
         state_size: states per channel of the selective scan (n).
         conv_width: taps of the causal convolution, 2 to 4.
         expand: inner width of the mixer over `hidden_size`.
@@ -56,6 +58,7 @@ class ZigMaConfig:
     num_classes: int = 0
     null_class: bool = False
     context_size: int = 0
+    condition_scale: float = 1.0
     state_size: int = 16
     conv_width: int = 4
     expand: int = 2
@@ -93,6 +96,7 @@ class ZigMaConfig:
             "context_size",
             f"class labels and text exclude each other, and num_classes = {self.num_classes}",
         )
+        require(0 < self.condition_scale <= 1000, "condition_scale", "must be positive, and at most 1000")
         require(not self.null_class or self.num_classes > 0, "null_class", "needs num_classes > 0")
         require(
             not self.temporal_pos_embed or self.is_video,

@@ -29,6 +29,11 @@ def torch_linear(key, shape, dtype=jnp.float32):
     return uniform(shape[0] ** -0.5)(key, shape, dtype)
 
 
+def scaled(init, factor: float):
+    """`init` times `factor`; of 1 it is `init` itself."""
+    return init if factor == 1 else lambda key, shape, dtype=jnp.float32: factor * init(key, shape, dtype)
+
+
 def torch_linear_scaled(depth: int):
     """`torch_linear` divided by √depth: the projection that writes to the residual stream."""
 

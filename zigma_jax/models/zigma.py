@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Integer, Key
 from zigma_jax.models.blocks import Block
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.embeddings import TimeEmbedding, patchify, sincos_table, unpatchify
-from zigma_jax.models.initializers import normal_002, torch_linear, xavier_uniform, zeros
+from zigma_jax.models.initializers import normal_002, scaled, torch_linear, xavier_uniform, zeros
 from zigma_jax.models.linear import Linear
 from zigma_jax.models.orders import scan_orders
 from zigma_jax.models.text import Text, mean_over_tokens
@@ -56,10 +56,12 @@ class ZigMa(nnx.Module):
         self.time_embed = TimeEmbedding(size, rngs=rngs)
         if cfg.num_classes:
             rows = cfg.num_classes + cfg.null_class
-            self.class_embed = nnx.Embed(rows, size, embedding_init=normal_002, rngs=rngs)
+            init = scaled(normal_002, cfg.condition_scale)
+            self.class_embed = nnx.Embed(rows, size, embedding_init=init, rngs=rngs)
         if cfg.context_size:
+            init = scaled(torch_linear, cfg.condition_scale)
             self.context_embed = Linear(
-                cfg.context_size, size, dtype=dtype, kernel_init=torch_linear, bias_init=zeros, rngs=rngs
+                cfg.context_size, size, dtype=dtype, kernel_init=init, bias_init=zeros, rngs=rngs
             )
         if cfg.pos_embed in ("learned", "sincos"):
             learned = cfg.pos_embed == "learned"
