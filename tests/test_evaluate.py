@@ -165,6 +165,8 @@ def test_mistakes(data_dir, tmp_path):
         f"--source={good} {data} --network=inception": "network 'inception' needs a file of weights",
         f"--source={good}": "what to compare with?",
         f"--source={good} {data} --folder={good}": "--dataset and --folder: give one of them",
+        f"--source={good} {data} --adherence": "good is no model; of pictures it is not known what was asked for",
+        f"--source={tmp_path}/model.safetensors --adherence": "of which data set are the classes or captions?",
         f"--source={good} {data} --split=validation": "data.split='validation'",
         f"--source={good} {data} --reference={tmp_path}/other.npz": "is of the network 'inception', ",
         f"--source={tmp_path}/model.safetensors {data} --image_size=8": "a model draws at a size of its own",

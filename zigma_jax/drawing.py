@@ -76,6 +76,11 @@ class Drawing:
         """What samples are drawn for, by their numbers: the prompts, or the labels, in turn."""
         return self.prompts or (lambda numbers: choose_labels(self.model.cfg, numbers, labels))
 
+    def instead(self, prompts: Sequence[str]) -> "Drawing":
+        """The same for other prompts; only for a model of text."""
+        assert self.prompts is not None
+        return dataclasses.replace(self, prompts=self.prompts.instead(prompts))
+
     def params(self) -> Params:
         """The model's parameters on every device."""
         return jax.device_put(params_of(self.model), replicated(self.decoder.mesh))
@@ -98,11 +103,12 @@ class Drawing:
         return settings
 
 
-def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl names its own
+def DEFINE_drawing() -> Callable[..., Drawing]:  # noqa: N802 - as absl names its own
     """The flags that say what is drawn. Returns a function that loads the model of a path as they say.
 
     It finds what is wrong with them before anything is compiled, and raises ConfigError; otherwise as `load_weights`
-    and `load_autoencoder`.
+    and `load_autoencoder`. A model of text for which there are no --prompts is given the captions of the run's data
+    set, or those that the function is called with.
     """
     seed = flags.DEFINE_integer("seed", 0, "Of the noise.")
     labels = flags.DEFINE_list("labels", [], "Classes, used in turn; docs/sampling.md says what the default is.")
@@ -130,7 +136,7 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
     }
     changed = DEFINE_sample()
 
-    def load(source: Path, mesh: Mesh) -> Drawing:
+    def load(source: Path, mesh: Mesh, captions: Sequence[str] = ()) -> Drawing:
         if not 0 <= seed.value < 2**63:
             raise ConfigError(f"--seed={seed.value}: must be at least 0 and less than 2**63")
         wanted = parse_labels(labels.value)
@@ -143,7 +149,7 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
             model, config = load_weights(source, weights.value, checkpoint.value)
         cfg = changed(config.sample if config else SampleConfig())
         check_guided(model.cfg, cfg.guidance)
-        text = _prompts(model.cfg, config, cfg, source) if model.cfg.context_size else None
+        text = _prompts(model.cfg, config, cfg, source, captions) if model.cfg.context_size else None
         if text is None and (prompts.value or negative.value or text_encoder.value):
             given = "prompts" if prompts.value else "negative" if negative.value else "text_encoder"
             raise ConfigError(f"--{given}: {source} is not conditioned on text (model.context_size = 0)")
@@ -159,7 +165,9 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
         about |= {"method": cfg.method, "seed": str(seed.value)}
         return Drawing(model, config, cfg, seed.value, wanted, text, decoder, about)
 
-    def _prompts(model: ZigMaConfig, config: RunConfig | None, cfg: SampleConfig, source: Path) -> Prompts:
+    def _prompts(
+        model: ZigMaConfig, config: RunConfig | None, cfg: SampleConfig, source: Path, captions: Sequence[str]
+    ) -> Prompts:
         if labels.value:
             raise ConfigError(f"--labels: {source} is conditioned on text: give --prompts")
         if negative.value and cfg.guidance == 1:
@@ -173,8 +181,7 @@ def DEFINE_drawing() -> Callable[[Path, Mesh], Drawing]:  # noqa: N802 - as absl
                 f"{source}: does not say which text encoder it was trained with: give it, as in "
                 "--text_encoder=hf://openai/clip-vit-large-patch14"
             )
-        if not wanted:
-            wanted = _captions(config)
+        wanted = wanted or captions or _captions(config)
         return Prompts(open_text_encoder(of_run, model.context_size), wanted, negative.value)
 
     return load

@@ -8,6 +8,8 @@ docs/evaluation.md says what the numbers are. The data set's features are kept b
 `--reference=FILE.npz`, and used again.
 
 Prints a table and writes to `--output`: evaluation.json, samples.png and reference.png.
+
+`--adherence` measures something else: whether samples show the class or the attributes that they were drawn for.
 """
 
 import dataclasses
@@ -33,6 +35,7 @@ from zigma_jax.metrics import Features, load_features
 from zigma_jax.networks import Extractor, load_network
 from zigma_jax.networks.clip import Clip, load_clip
 from zigma_jax.programs import exit_with_errors, parse_flags
+from zigma_jax.training import adherence
 from zigma_jax.training.config import EvalConfig, RunConfig
 from zigma_jax.training.decoding import Decoder, latent_shape, open_autoencoder
 from zigma_jax.training.evaluation import (
@@ -48,6 +51,7 @@ from zigma_jax.training.evaluation import (
     reconstruction_floor,
     reference_features,
     scored,
+    with_bar,
 )
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.prompts import Conditions, Prompts, captions_of
@@ -77,19 +81,21 @@ _CLIP = flags.DEFINE_string(
     "clip", None, "A CLIP with both towers, a directory or hf://OWNER/REPO: how well samples fit their prompts."
 )
 _HELD_OUT = flags.DEFINE_string("held_out", None, "Also measure this split: what a perfect model would score.")
+_ADHERENCE = flags.DEFINE_bool("adherence", False, "Measure instead whether samples show what was asked for.")
 _SIZE = flags.DEFINE_integer("image_size", None, "Crop and resize the pictures of the source to it.", lower_bound=1)
 
 _LOAD = DEFINE_drawing()
 
 RECONSTRUCTED = "autoencoder"  # the column of its reconstructions of the data set
 SHOWN = 100  # pictures in a grid
+SHOWN_AT_SCALE = 20  # of adherence
 
 
 def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _SOURCE.value is None:
             raise ConfigError("--source is missing; for example --source=runs/quickstart")
-        evaluate(Path(_SOURCE.value))
+        (measure_adherence if _ADHERENCE.value else evaluate)(Path(_SOURCE.value))
 
 
 def evaluate(source: Path) -> None:
@@ -176,10 +182,54 @@ def evaluate(source: Path) -> None:
     print(f"\n{output}/evaluation.json; pictures beside it")
 
 
+def measure_adherence(source: Path) -> None:
+    """The share of samples that show what was asked for, at several scales of guidance."""
+    output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "evaluation"
+    check_directory(output)
+    if not is_model(source):
+        raise ConfigError(f"--adherence: {source} is no model; of pictures it is not known what was asked for")
+    drawing, count = _load(source, make_mesh()), _NUM.value or adherence.SAMPLES
+    model = drawing.model.cfg
+    if not (model.num_classes or model.context_size):
+        raise ConfigError(f"--adherence: {source} is a model without classes or text, and can be asked for nothing")
+    if flags.FLAGS["prompts"].value:
+        raise ConfigError("--adherence: draws for captions of held-out pictures, so that --prompts has no effect")
+    if (data := _data_config(drawing.config, drawing.decoder.size)) is None:
+        raise ConfigError("--adherence: of which data set are the classes or captions? Give --dataset")
+    reader, held_out = adherence.open_reader(data)
+    if drawing.prompts:
+        captions, wanted = adherence.asked_of_text(held_out, count)
+        drawing = drawing.instead(captions)
+        conditions, words = drawing.conditions(), {"prompts": "held-out captions, one a picture"}
+    else:
+        labels = choose_labels(model, np.arange(count), drawing.labels)
+        assert labels is not None
+        conditions, wanted = labels_at(labels), adherence.asked_of_classes(labels, model.num_classes)
+        words = {"labels": ",".join(map(str, drawing.labels)) or "every class in turn"}
+    shares, shown = {}, []
+    for scale in adherence.SCALES if model.null_class or drawing.prompts else (1.0,):
+        at_scale = dataclasses.replace(drawing, sample=dataclasses.replace(drawing.sample, guidance=scale))
+        pictures = drawn(at_scale.sampler(), drawing.params(), drawing.decoder, model, count, conditions, drawing.about)
+        images = np.concatenate(list(with_bar(pictures, _BATCH.value, f"samples at guidance {scale:g}")))
+        shares[scale] = reader.shares(images, wanted)
+        shown.append(images[:SHOWN_AT_SCALE])
+    rows = adherence.table(reader, shares, wanted)
+    if jax.process_index() > 0:
+        return
+    about = {"count": count, **drawing.about, **words, "probe": dict(reader.about), "attributes": rows}
+    write_atomically(output / "evaluation.json", json.dumps({"adherence": about}, indent=1).encode())
+    save_png(output / "adherence.png", make_grid(np.concatenate(shown), columns=SHOWN_AT_SCALE))
+    print(f"samples {count:,}: {_words({**drawing.about, **words})}")
+    print(f"probe: {_words(reader.about)}\n")
+    adherence.print_table(rows)
+    print(f"\n{output}/evaluation.json; {output}/adherence.png has a row of samples for each scale of guidance")
+
+
 def _load(source: Path, mesh: Mesh) -> Drawing:
     if _SIZE.value:
         raise ConfigError(f"--image_size={_SIZE.value}: is for pictures; a model draws at a size of its own")
-    drawing = _LOAD(source, mesh)
+    captions = [""] if _DATASET.value or _FOLDER.value else []  # until those of the data set take their place
+    drawing = _LOAD(source, mesh, captions)
     check_draws_pictures(drawing.model.cfg)
     return drawing
 
@@ -205,7 +255,8 @@ def _samples(drawing: Drawing, dataset: Source | None, count: int) -> tuple[Pict
     if drawing.prompts and (flags.FLAGS["prompts"].value or dataset is None):
         conditions, about = drawing.prompts, {"prompts": f"{len(drawing.prompts.texts):,}"}
     elif drawing.prompts and dataset:
-        conditions, about = drawing.prompts.instead(captions_of(dataset, count)), {"prompts": "captions, one a picture"}
+        drawing = drawing.instead(captions_of(dataset, count))
+        conditions, about = drawing.conditions(), {"prompts": "captions, one a picture"}
     elif wanted or dataset is None:
         labels = choose_labels(model, np.arange(count), wanted)
         words = ",".join(map(str, wanted)) or ("none" if labels is None else "every class in turn")

@@ -309,17 +309,18 @@ def one_pass(
     *,
     batch_size: int,
     limit: int | None = None,
+    records: Sequence[int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Every record of a split once, in order, neither shuffled nor mirrored: for statistics and metrics.
 
-    Process p of P reads records p, p + P, …; the last batch may be smaller. `limit`: only the first so
-    many records. An unreadable record is replaced and counted as in training.
+    Process p of P reads records p, p + P, …; the last batch may be smaller. `records`: only these; `limit`: only the
+    first so many. An unreadable record is replaced and counted as in training.
     """
     source = open_source(config)
     reader, reads = _Reader(Pictures(source, config.size), seed=0), Reads(config.max_bad_fraction)
-    indices = range(len(source))[:limit][process_index::process_count]
+    indices = (range(len(source)) if records is None else records)[:limit][process_index::process_count]
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
         batch, failures = reader.batch(chosen, [False] * len(chosen), [0] * len(chosen))

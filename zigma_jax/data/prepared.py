@@ -13,6 +13,7 @@ from zigma_jax.errors import DataError
 CAPTIONS = ("caption", "captions", "text", "texts", "prompt", "prompts")
 """What the feature or column of the captions is usually called, in the order in which they are looked for."""
 _SEPARATOR = "/"
+_ATTRIBUTES = f"attributes{_SEPARATOR}"  # where sets, CelebA for one, keep what else is known of a picture
 
 
 class PreparedSource:
@@ -51,6 +52,14 @@ class PreparedSource:
         # and damage is caught where it is counted.
         self._features = _only(features, [self._image, self._label])
         self._texts = _only(features, [self._text])
+        of_attributes = {
+            key: of for key, of in sorted(features.items()) if key in labels and key.startswith(_ATTRIBUTES)
+        }
+        self._attributes = _only(features, list(of_attributes))
+        self.attribute_names = {
+            key.removeprefix(_ATTRIBUTES): _class_names(key, feature) for key, feature in of_attributes.items()
+        }
+        """The values of each attribute that pictures have beside their class; in order, as `attributes` counts them."""
         try:
             # ArrayRecord's own reader: TFDS's takes the builder along when it's sent to another process.
             self._records = builder.as_data_source(split).data_source  # pyright: ignore[reportCallIssue]
@@ -118,6 +127,11 @@ class PreparedSource:
         if isinstance(found, dict):
             found = found["text"]
         return [text.decode() for text in ([found] if isinstance(found, bytes) else found)]
+
+    def attributes(self, index: int) -> dict[str, int]:
+        """The attributes of record `index`, each by the place of its value in `attribute_names`."""
+        found = self._attributes.deserialize_example_np(self._records[index])
+        return {name: int(_at(found, _ATTRIBUTES + name)) for name in self.attribute_names}
 
 
 def _flat(features: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,31 +4,31 @@ import dataclasses
 import functools
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors
+from absl import logging
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from zigma_jax.errors import DataError
 from zigma_jax.files import write_atomically
 
-UNSEEN = -1
-"""The value of an attribute that a picture does not show: it is neither trained on nor scored."""
-
 Values = Mapping[str, Int[np.ndarray, " n"]]
-"""Of each attribute, its value in every picture: a number below the attribute's count of values, or UNSEEN."""
+"""Of each attribute its value in every picture: a number below the attribute's count of values, or negative where the
+picture does not show it, which is neither trained on nor scored."""
+Images = UInt8[np.ndarray, "n h w 3"]
 
 _SIDE = 64  # pixels: larger pictures are made smaller, since what is asked for shows at this size
-_HEADER = "zigma_jax.probe"
+_HEADER = "zigma_jax.probe"  # JSON of what a file's probe was trained on and how
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class ProbeConfig:
     """A probe and its training.
 
     size: (height, width) of the pictures, in pixels. attributes: how many values each has.
+    steps, passes: so many of the training's steps, or through all pictures, whichever is less.
     flip: mirrored pictures show the same, as in the training of the model whose samples are read.
     shift: pictures are moved by up to so many pixels. noise: to them is added noise of up to this standard deviation,
         pixels being in [-1, 1], so that the rough surfaces of samples do not change what is read.
@@ -45,9 +46,10 @@ class ProbeConfig:
     attributes: Mapping[str, int]
     flip: bool = False
     width: int = 32
-    passes: int = 6
+    steps: int = 2_500
+    passes: int = 20
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     shift: int = 2
     noise: float = 0.1
     seed: int = 0
@@ -82,10 +84,39 @@ class Probe(nnx.Module):
         return dict(zip(self.cfg.attributes, jnp.split(logits, ends[:-1], axis=-1), strict=True))
 
 
-def train_probe(cfg: ProbeConfig, images: UInt8[np.ndarray, "n h w 3"], values: Values) -> Probe:
+def cached_probe(
+    path: Path, cfg: ProbeConfig, about: Mapping[str, Any], pictures: Callable[[], tuple[Images, Values]]
+) -> Probe:
+    """The probe in `path`, or one trained on `pictures()` and written there, for later calls with the same arguments.
+
+    about: what tells the pictures from others. A file of another probe, or that cannot be read, is replaced.
+    """
+    said = json.dumps({"config": dataclasses.asdict(cfg), "about": dict(about)}, sort_keys=True)
+    probe = nnx.eval_shape(lambda: Probe(cfg, rngs=nnx.Rngs(0)))
+    graphdef, shapes = nnx.split(probe)
+    names = [jax.tree_util.keystr(name) for name, _ in jax.tree.leaves_with_path(shapes)]
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get(_HEADER) == said:
+                leaves = [jnp.asarray(file.get_tensor(name)) for name in names]
+                return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(shapes), leaves))
+    except (OSError, safetensors.SafetensorError):
+        pass  # not there, or not ours
+    probe = train_probe(cfg, *pictures())
+    if jax.process_index() == 0:
+        leaves = jax.tree.leaves(nnx.state(probe))
+        tensors = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
+        try:
+            write_atomically(path, save(tensors, metadata={_HEADER: said}))
+        except OSError as error:  # a data set that others own
+            logging.warning("the probe cannot be kept, and will be trained again: %s", error)
+    return probe
+
+
+def train_probe(cfg: ProbeConfig, images: Images, values: Values) -> Probe:
     """A probe trained on these pictures, the same for the same arguments, with a progress bar."""
     graphdef, params = nnx.split(Probe(cfg, rngs=nnx.Rngs(cfg.seed)))
-    steps = max(cfg.passes * len(images) // cfg.batch_size, 1)
+    steps = min(cfg.steps, -(-cfg.passes * len(images) // cfg.batch_size))
     rate = optax.cosine_onecycle_schedule(steps, cfg.learning_rate, pct_start=0.15)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.05))
 
@@ -101,7 +132,9 @@ def train_probe(cfg: ProbeConfig, images: UInt8[np.ndarray, "n h w 3"], values: 
 
     state = optimizer.init(params)
     key = jax.random.key(cfg.seed)
-    with tqdm(total=steps, desc="probe", unit="step", leave=False, disable=jax.process_index() > 0) as bar:
+    interval = 0.1 if sys.stderr.isatty() else 30  # a log file wants few lines
+    hidden = jax.process_index() > 0
+    with tqdm(total=steps, desc="probe", unit="step", leave=False, mininterval=interval, disable=hidden) as bar:
         for number, chosen in zip(range(steps), _batches(len(images), cfg), strict=False):
             batch = {name: of[chosen] for name, of in values.items()}
             params, state, _ = step(params, state, images[chosen], batch, jax.random.fold_in(key, number))
@@ -109,7 +142,7 @@ def train_probe(cfg: ProbeConfig, images: UInt8[np.ndarray, "n h w 3"], values: 
     return nnx.merge(graphdef, params)
 
 
-def read(probe: Probe, images: UInt8[np.ndarray, "n h w 3"], batch_size: int = 256) -> dict[str, Int[np.ndarray, " n"]]:
+def read(probe: Probe, images: Images, batch_size: int = 256) -> dict[str, Int[np.ndarray, " n"]]:
     """The value of each attribute that the probe takes every picture to show."""
     graphdef, params = nnx.split(probe)
 
@@ -145,7 +178,7 @@ def _to_float(images):
 
 def _cross_entropy(logits, values):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(values, 0))
-    return jnp.mean(jnp.where(values == UNSEEN, 0.0, losses))
+    return jnp.mean(jnp.where(values < 0, 0.0, losses))
 
 
 def _batches(count: int, cfg: ProbeConfig) -> Iterator[np.ndarray]:

@@ -190,6 +190,14 @@ def draw_attributes(split: str, index: int, seed: int = SEED) -> dict[str, str]:
     return drawn
 
 
+def hidden(drawn: dict[str, str]) -> set[str]:
+    """The attributes that have a value and do not show: colours of what is not there, and eyes behind dark glasses."""
+    unseen = {"top_colour"} if drawn["top"] == "bald head" else set()
+    bare = drawn["top"] == "bald head" or isinstance(TOPS[drawn["top"]], pa.HatType)
+    unseen |= {"hair_colour"} if bare and drawn["beard"] == "none" else set()
+    return unseen | ({"eyes"} if drawn["glasses"] == "sunglasses" else set())
+
+
 # The groups of the drawing in the order in which they cover each other, and the attributes each depends on.
 _LAYERS = (
     ("Body", ("skin",)),

@@ -74,6 +74,24 @@ def captions(drawn: dict[str, str]) -> list[str]:
     ]
 
 
+def named(caption: str, drawn: dict[str, str]) -> set[str]:
+    """The attributes of which one of the `captions` of an avatar with these attributes says the value."""
+    phrases = {
+        "skin": f"{drawn['skin']} skin",
+        "eyes": _EYES[drawn["eyes"]],
+        "eyebrows": f"{drawn['eyebrows']} eyebrows",
+        "mouth": f"{drawn['mouth']} ",
+        "clothes": _CLOTHES[drawn["clothes"]].format(drawn["clothes_colour"]).removeprefix("a "),
+        "background": f"{_BACKGROUNDS.get(drawn['background'], drawn['background'])} background",
+    }
+    if drawn["beard"] != "none":
+        phrases["beard"] = _BEARDS[drawn["beard"]].format(drawn["hair_colour"]).removeprefix("a ")
+    told = {name for name, phrase in phrases.items() if phrase in caption}
+    told |= {"top", "glasses"} | ({"top_colour"} if drawn["top"] != "bald head" else set())
+    told |= {"clothes_colour"} if "clothes" in told else set()
+    return told | ({"hair_colour"} if "beard" in told or drawn["top"] in _HAIR else set())
+
+
 def _face(drawn: dict[str, str], told: set[str]) -> str:
     glasses, worn = drawn["glasses"], _worn(drawn, told)
     has = _has(drawn, told) + ([] if glasses == "none" else [_GLASSES[glasses]])
