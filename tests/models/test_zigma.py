@@ -50,6 +50,25 @@ def test_parameter_count_of_zigma_b_1():
     assert sum(leaf.size for leaf in parameter_shapes(cfg).values()) == total
 
 
+def test_conditions_start_as_large_as_the_configuration_says():
+    for condition, name in (
+        ({"num_classes": 5, "null_class": True}, "class_embed"),
+        ({"context_size": 6}, "context_embed"),
+    ):
+        official, larger = (
+            nnx.to_pure_dict(nnx.state(zj.ZigMa(dataclasses.replace(TINY, **condition, **scale), rngs=nnx.Rngs(0))))
+            for scale in ({}, {"condition_scale": 8.0})
+        )
+        scaled = jax.tree.map(lambda leaf: 8 * leaf, official[name])
+        np.testing.assert_array_equal(*(jax.tree.leaves(tree)[-1] for tree in (larger[name], scaled)))
+        assert all(
+            (a == b).all()
+            for part in official
+            if part != name
+            for a, b in zip(jax.tree.leaves(official[part]), jax.tree.leaves(larger[part]), strict=True)
+        )
+
+
 def test_presets_are_the_official_sizes():
     assert len(zj.presets) == 15
     sizes = {name[6]: (cfg.hidden_size, cfg.depth) for name, cfg in zj.presets.items()}
