@@ -30,13 +30,13 @@ def attribute_values(source: Source, records: Sequence[int] | Int[np.ndarray, " 
     names, rows = attribute_names(source), []
     for record in records:
         row = _row(source, int(record), names)
-        hidden = avatar_art.hidden(_in_words(row, names)) if _are_avatars(source) else set()
+        hidden = _hidden(source, _in_words(row, names))
         rows.append([UNSEEN if name in hidden else row[name] for name in names])
     return _columns(names, rows)
 
 
 def asked_in_captions(source: Source, records: Int[np.ndarray, " n"], captions: Sequence[str]) -> Values:
-    """What `captions`, one of each record, ask for: an attribute's value in the record, or UNSEEN if it is not named.
+    """What `captions`, one of each record, ask for: what the record's picture shows, or UNSEEN if it is not named.
 
     Avatars' sentences are known. Elsewhere a value is asked for if the caption has its name as a word or words.
     """
@@ -48,6 +48,7 @@ def asked_in_captions(source: Source, records: Int[np.ndarray, " n"], captions: 
             told = avatar_words.named(caption, words)
         else:
             told = {name for name, value in words.items() if _says(caption, value)}
+        told -= _hidden(source, words)
         rows.append([row[name] if name in told else UNSEEN for name in names])
     return _columns(names, rows)
 
@@ -55,6 +56,11 @@ def asked_in_captions(source: Source, records: Int[np.ndarray, " n"], captions: 
 def _row(source: Source, record: int, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
     row = {CLASS: source.label(source[record])} if CLASS in names else {}
     return row | (source.attributes(record) if isinstance(source, PreparedSource) else {})
+
+
+def _hidden(source: Source, words: dict[str, str]) -> set[str]:
+    """The attributes that the picture does not show. Of sets other than avatars nothing is known of that."""
+    return avatar_art.hidden(words) if _are_avatars(source) else set()
 
 
 def _in_words(row: Mapping[str, int], names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
