@@ -13,7 +13,6 @@ def get_config():
     config = default_config()
     config.data.name = "avatars"
     config.data.image_size = 32
-    config.data.flip = True
 
     config.model.patch_size = 4
     config.model.hidden_size = 128
@@ -21,6 +20,7 @@ def get_config():
     config.model.drop_path_rate = 0.0
     config.model.num_classes = 20
     config.model.null_class = True
+    config.model.condition_scale = 25.0  # so that the class is seen beside the time from the first steps on
 
     config.train.steps = 1500
     config.train.batch_size = 32
@@ -29,6 +29,7 @@ def get_config():
     config.train.label_dropout = 0.1
     config.train.ema_decay = 0.99
     config.optimizer.learning_rate = 2e-3
+    config.optimizer.b2 = 0.99  # a short run: Adam must forget the first steps
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
 
@@ -38,4 +39,5 @@ def get_config():
     config.log.preview_count = 36
     config.sample.method = "heun"
     config.sample.steps = 20
+    config.sample.guidance = 3.0
     return config
