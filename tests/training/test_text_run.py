@@ -8,8 +8,8 @@ import pytest
 
 from tests import programs
 from tests.training.test_conditions import CLASSLESS, text_config
-from tests.training.tiny import tiny_flags
 from tests.training.test_train import leaves
+from tests.training.tiny import tiny_flags
 from tests.training.tiny_text import write_bert
 from zigma_jax.train import train
 from zigma_jax.training.checkpoint import Checkpointer
