@@ -2,7 +2,8 @@
 
 Prints where it lies, how much there is and under which licence, and writes a sheet of its first pictures.
 `python -m zigma_jax.prepare --config=FILE [--config.x.y=…]` prepares everything that a run of this configuration reads:
-the data set, and its pictures' latents if the run trains on latents (docs/latents.md).
+the data set, its pictures' latents if the run trains on latents (docs/latents.md), and its captions' tokens if it
+trains on text (docs/data.md).
 """
 
 from pathlib import Path
@@ -13,10 +14,12 @@ from absl import app, flags
 
 from zigma_jax.data import sources
 from zigma_jax.data.config import DataConfig
+from zigma_jax.data.encoded_text import TextSet
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
+from zigma_jax.training.conditions import open_conditions
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.samples import open_samples
@@ -26,7 +29,7 @@ _NAME = flags.DEFINE_string("name", "avatars", "As data.name of a configuration:
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where data sets lie; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."
 )
-_FOLDER = flags.DEFINE_string("folder", None, "The directory for --name=folder, parquet or celeba.")
+_FOLDER = flags.DEFINE_string("folder", None, "The directory for --name=folder, parquet, celeba or coco.")
 _SHARDS = flags.DEFINE_string("shards", None, "The tars, for --name=webdataset: a directory, glob or range.")
 _PREVIEW = flags.DEFINE_string("preview", "preview.png", "The file for the sheet of pictures; empty for none.")
 _PIXELS = flags.DEFINE_integer("preview_pixels", 64, "Pixels a side of each picture in the sheet.", lower_bound=1)
@@ -48,6 +51,8 @@ def main(argv: list[str]) -> None:
         describe(config.data)
         if config.latent.autoencoder:
             encode(config)
+        if config.text.encoder:
+            encode_captions(config)
 
 
 def encode(config: RunConfig) -> None:
@@ -66,6 +71,21 @@ def encode(config: RunConfig) -> None:
     print(f"  unreadable pictures: {found.encoded.unreadable}")
     print(f"  mean of each channel: {', '.join(f'{value:.4g}' for value in statistics.mean)}")
     print(f"  deviation of each channel: {', '.join(f'{value:.4g}' for value in statistics.std)}")
+
+
+def encode_captions(config: RunConfig) -> None:
+    """Makes the encoded captions of a run, unless they are there."""
+    texts = open_conditions(config, sources.open_source(config.data))[0].texts
+    if not isinstance(texts, TextSet):
+        print("captions: none to prepare, the training step encodes (text.cache='step')")
+        return
+    print(f"captions of {texts.encoder['name']} in {texts.directory}")
+    print(
+        f"  {texts.captions:,} of {texts.tokens / texts.captions:.1f} tokens, {texts.length} at most: "
+        f"{texts.bytes_per_caption:,.0f} bytes each, {texts.captions * texts.bytes_per_caption / 1e6:,.1f} MB"
+    )
+    print(f"  pictures without captions: {texts.without}, with unreadable ones: {texts.unreadable}")
+    print(f"  empty captions: {texts.empty}, cut: {texts.truncated}")
 
 
 def describe(data: DataConfig) -> None:

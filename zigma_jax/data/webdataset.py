@@ -292,13 +292,13 @@ def _expand(pattern: str) -> Iterator[str]:
 
 
 def _texts(field: str, content: bytes) -> list[str]:
-    """The texts in a member. Raises ValueError for anything but texts."""
-    text = content.decode()
+    """The texts in a member, perhaps none. Raises ValueError for anything but texts."""
+    text = content.decode("utf-8-sig")
     found = json.loads(text) if field.endswith("json") else text.strip()
     if isinstance(found, dict):
         found = next((found[key] for key in ("caption", "captions", "text") if key in found), None)
     texts = [found] if isinstance(found, str) else found
-    if not isinstance(texts, list) or not texts or not all(isinstance(one, str) for one in texts):
+    if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
         raise ValueError("a text or a list of texts is wanted")
     return texts
 
