@@ -7,6 +7,7 @@ trains on text (docs/data.md).
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
-from zigma_jax.training.conditions import open_conditions
+from zigma_jax.training.conditions import open_conditions, open_encoder
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.samples import open_samples
@@ -49,15 +50,17 @@ def main(argv: list[str]) -> None:
         if _DISTRIBUTED.value:
             jax.distributed.initialize()
         describe(config.data)
+        records = sources.open_source(config.data)
+        encoder = open_encoder(config, records)
         if config.latent.autoencoder:
-            encode(config)
+            encode(config, records)
         if config.text.encoder:
-            encode_captions(config)
+            encode_captions(config, records, encoder)
 
 
-def encode(config: RunConfig) -> None:
+def encode(config: RunConfig, records: sources.Source) -> None:
     """Makes the encoded set of a run, unless it is there."""
-    found, _ = open_samples(config, sources.open_source(config.data))
+    found, _ = open_samples(config, records)
     if found.encoded is None:
         print("latents: none to prepare, the training step encodes (latent.cache='step')")
         return
@@ -73,9 +76,9 @@ def encode(config: RunConfig) -> None:
     print(f"  deviation of each channel: {', '.join(f'{value:.4g}' for value in statistics.std)}")
 
 
-def encode_captions(config: RunConfig) -> None:
+def encode_captions(config: RunConfig, records: sources.Source, encoder: Any) -> None:
     """Makes the encoded captions of a run, unless they are there."""
-    texts = open_conditions(config, sources.open_source(config.data))[0].texts
+    texts = open_conditions(config, records, encoder)[0].texts
     if not isinstance(texts, TextSet):
         print("captions: none to prepare, the training step encodes (text.cache='step')")
         return
