@@ -13,7 +13,9 @@ from tests.metrics.toy import ToyNetwork
 from tests.random_model import random_model
 from tests.training.fake_autoencoder import FakeAutoencoder
 from tests.training.tiny import tiny_config
+from tests.training.tiny_text import write_bert
 from zigma_jax import train as train_program
+from zigma_jax.data.config import TextConfig
 from zigma_jax.data.pictures.pixels import to_float
 from zigma_jax.data.pictures.sets import Pictures, of_dataset
 from zigma_jax.data.pipeline import open_source
@@ -37,6 +39,7 @@ from zigma_jax.training.evaluation import (
     reference_features,
 )
 from zigma_jax.training.logging import MetricLogger
+from zigma_jax.training.prompts import Prompts, captions_of, open_text_encoder
 from zigma_jax.training.sampling import choose_labels, make_sampler
 from zigma_jax.training.sharding import make_mesh, replicated
 from zigma_jax.training.weights import load_weights, load_workdir, params_of
@@ -222,6 +225,29 @@ def test_a_schedule_of_latents_shows_the_floor(data_dir, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "evaluations.json").read_text())["evaluations"] == [
         {"step": 2, "KD-full-toy": line["eval/KD-full-toy"]}
     ]
+
+
+def test_a_schedule_of_text_draws_for_the_captions_it_is_compared_with(data_dir, tmp_path, monkeypatch):
+    """One a picture, in the order of the split, and guided away from the empty one."""
+    monkeypatch.setattr(evaluation, "load_network", lambda *_: TOY)
+    encoder = open_text_encoder(TextConfig(str(write_bert(tmp_path / "bert"))), 8)
+    changes = EVALUATED | {"eval__metrics": ("kd-full",), "eval__split": "test", "eval__samples": 12}
+    changes |= {"model__num_classes": 0, "model__null_class": False, "train__label_dropout": 0.0}
+    config = tiny_config(data_dir, **changes, model__context_size=8, text__encoder="bert", text__weights="DIR")
+    source, seen = open_source(dataclasses.replace(config.data, split="test")), {}
+
+    def draw(_, numbers, y):
+        seen.update(zip(numbers.tolist(), np.asarray(y.tokens), strict=True))
+        return np.zeros((len(numbers), 8, 8, 3), np.float32)
+
+    schedule = ScheduledEvaluation(config, tmp_path, draw, Decoder((8, 8, 3), make_mesh()), encoder)
+    schedule.resume(0)
+    logger = MetricLogger(tmp_path, 6, 16, progress=False)
+    schedule.run(2, {}, logger)
+    logger.close()
+    expected = Prompts(encoder, captions_of(source, 12))(np.arange(12))
+    assert len(set(captions_of(source, 12))) == 12
+    np.testing.assert_array_equal([seen[number] for number in range(12)], expected.tokens)
 
 
 def metrics(workdir):
