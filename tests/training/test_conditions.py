@@ -83,7 +83,7 @@ def test_a_run_goes_on_to_the_bit_and_draws_from_its_prompts(data_dir, place, tm
     from tests.training.test_train import leaves, metrics
 
     changes = {"text__cache": str(tmp_path / "cache"), "log__preview_every": 7, "sample__guidance": 2.0}
-    config = text_config(data_dir, place, train__steps=7, **changes)
+    config = text_config(data_dir, place, train__steps=7, model__depth=1, **changes)
     assert train(config, tmp_path / "whole")
     shorter = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     assert train(shorter, tmp_path / "broken")

@@ -92,6 +92,7 @@ def test_a_converted_model_goes_on_with_its_captions(run, tmp_path):
     """A workdir at step 0 that training goes on from, and is bound to the encoder."""
     workdir, config, _ = run
     options = {"text__encoder": config.text.encoder, "text__cache": "step", "train__batch_size": 8, "model__depth": 1}
+    options |= {"model__condition_scale": config.model.condition_scale}
     options = tiny_flags(config.data.data_dir, **CLASSLESS, **options)
     code, printed = programs.run("zigma_jax.convert", f"--source={workdir}", f"--target={tmp_path}/tuned", *options)
     assert code == 0, printed

@@ -110,17 +110,17 @@ def open_encoder(config: RunConfig, source: "Source") -> Any:
     return encoder
 
 
-def open_conditions(config: RunConfig, source: "Source", encoder: Any = None) -> tuple[ConditionSource, RunConfig]:
+def open_conditions(config: RunConfig, source: "Source", encoder: Any) -> tuple[ConditionSource, RunConfig]:
     """Finds or makes what `config.text` asks for, with a progress bar; all processes call it.
 
-    encoder: of `open_encoder`, where that was called before; None calls it.
+    encoder: of `open_encoder`.
 
     Returns, too, the configuration with what was found out on the way and has to be kept with the run: which weights
     of the encoder, and which commit of them.
 
-    Raises as `open_encoder` and `zigma_jax.data.encoded_text.text_set`.
+    Raises as `zigma_jax.data.encoded_text.text_set`.
     """
-    text, encoder = config.text, encoder or open_encoder(config, source)
+    text = config.text
     if encoder is None:
         return ConditionSource(labels_of(config)), config
     from zigma_jax.data.captions import TokenizedCaptions
