@@ -5,12 +5,15 @@ from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.orders import scan_orders
 from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.models.presets import presets
+from zigma_jax.models.sit import SiT, SiTConfig
 from zigma_jax.models.text import Text
 from zigma_jax.models.zigma import ZigMa
 from zigma_jax.plotting import plot_orders
 
 __all__ = [
     "Interpolant",
+    "SiT",
+    "SiTConfig",
     "Text",
     "ZigMa",
     "ZigMaConfig",

@@ -1,26 +1,24 @@
 """Checkpoints of the official PyTorch code (CompVis/zigma): read and written without torch."""
 
-import dataclasses
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import load_file
 
-from zigma_jax.errors import WeightsError
-from zigma_jax.interop.shapes import config_from_shapes
+from zigma_jax.errors import ConfigError, WeightsError
+from zigma_jax.interop.file_kind import file_kind
+from zigma_jax.interop.layouts import entries
+from zigma_jax.interop.shapes import config_from_shapes, sit_config_from_shapes
 from zigma_jax.interop.state_dict import find_arguments, find_state_dict
 from zigma_jax.interop.torch_file import read_torch, write_torch
-from zigma_jax.interop.weights import (
-    check_shapes,
-    config_from_dict,
-    flat_parameters,
-    model_from_parameters,
-    parameter_shapes,
-)
+from zigma_jax.interop.weights import check_shapes, config_from_dict, flat_parameters, model_from_parameters
 from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.families import FAMILIES, BackboneConfig, config_to_dict, family_of
+from zigma_jax.models.sit import SiT
 from zigma_jax.models.zigma import ZigMa
 
 _POS_EMBED = ("none", "sincos", "learned", "per_layer")  # position = the official `use_pe`
@@ -34,37 +32,54 @@ _SCAN_PREFIXES = {  # ours → official, each followed by the number of paths
 def load_official(
     path: str | os.PathLike,
     *,
+    family: str = "zigma",
     weights: Literal["ema", "model"] = "ema",
-    config: ZigMaConfig | None = None,
-    fallback: ZigMaConfig | None = None,
-) -> ZigMa:
-    """A `ZigMa` with the weights of an official checkpoint. Nothing in the file is executed.
+    config: BackboneConfig | None = None,
+    fallback: BackboneConfig | None = None,
+    num_heads: int | None = None,
+) -> ZigMa | SiT:
+    """A model with the weights of its authors' checkpoint. Nothing in the file is executed.
 
     Args:
         path: a PyTorch file of any name: a training checkpoint (`model`, `ema`, `args`, …), Lightning's, or a bare
-            state dict; prefixes such as `module.` and `_orig_mod.` are taken off, see `find_state_dict`.
+            state dict; prefixes such as `module.` and `_orig_mod.` are taken off, see `find_state_dict`. Or a
+            safetensors file with the same names.
+        family: "zigma", or "sit" for SiT's.
         weights: which of a training checkpoint's two sets.
-        config: the architecture. None reads it from the file: its arguments (`args.model.params`), else the tensors'
-            shapes, where they leave nothing open.
+        config: the architecture. None reads it from the file: a ZigMa's arguments (`args.model.params`), else the
+            tensors' shapes, where they leave nothing open.
         fallback: the architecture of a file that does not tell it.
+        num_heads: of a SiT, which its tensors do not tell; None: as in the published sizes.
 
     Raises:
+        ConfigError: an unknown family, or a configuration of another one.
         WeightsError: not such a file; architecture in neither the file nor `config`; tensors missing, unexpected
             or mis-shaped (all listed by name); an unsafe pickle (see `torch_file`).
     """
-    contents = read_torch(path)
+    if family not in FAMILIES:
+        raise ConfigError(f"family = {family!r}: must be one of {', '.join(FAMILIES)}")
+    if config is not None and family_of(config) != family:
+        raise ConfigError(f"family = {family!r}, but config is a {type(config).__name__}")
+    if num_heads is not None and family != "sit":
+        raise ConfigError(f"num_heads = {num_heads}: a {family} has none")
+    contents = load_file(path) if file_kind(path) == "safetensors" else read_torch(path)
     tensors = find_state_dict(contents, weights, os.fspath(path))
     if other := [f"{name} ({_describe(value)})" for name, value in tensors.items() if not _is_numbers(value)]:
         raise WeightsError(f"{path}: not tensors of floating-point numbers: {', '.join(other[:12])}")
     if config is None:
-        config = _config_from_file(contents, tensors, path, fallback)
-    if config.pos_embed == "per_layer":
+        if isinstance(contents.get("zigma_jax"), Mapping):
+            config = config_from_dict(contents["zigma_jax"]["config"], os.fspath(path))
+        elif family == "sit":
+            config = sit_config_from_shapes(tensors, os.fspath(path), num_heads)
+        else:
+            config = _config_from_file(contents, tensors, path, fallback)
+    if getattr(config, "pos_embed", None) == "per_layer":
         tensors = _with_per_layer_positions(tensors, config)
-    expected = {entry.name: entry.official_shape for entry in _entries(config)}
+    expected = {entry.name: entry.official_shape for entry in entries(config)}
     check_shapes(expected, {name: value.shape for name, value in tensors.items()}, os.fspath(path))
 
     stacked: dict[str, Any] = {}
-    for entry in _entries(config):
+    for entry in entries(config):
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused as such later
             value = entry.convert.to_ours(np.asarray(tensors[entry.name], np.float32))
         if entry.layer is None:
@@ -75,7 +90,7 @@ def load_official(
     return model_from_parameters(config, parameters, os.fspath(path))
 
 
-def save_official(model: ZigMa, path: str | os.PathLike, *, train_steps: int = 0) -> None:
+def save_official(model: ZigMa | SiT, path: str | os.PathLike, *, train_steps: int = 0) -> None:
     """Writes the model as an official checkpoint, the same weights under `model` and `ema`.
 
     Beside the official `args.model.params` the file carries the whole configuration under `zigma_jax`, so that
@@ -88,109 +103,22 @@ def save_official(model: ZigMa, path: str | os.PathLike, *, train_steps: int = 0
             "model": state,
             "ema": OrderedDict(state),
             "opt": {},
-            "args": {"model": {"params": _official_params(model.cfg)}},
+            "args": {"model": {"params": _official_params(model.cfg)}} if isinstance(model, ZigMa) else {},
             "train_steps": train_steps,
             "best_fid": 666,
-            "zigma_jax": {"config": dataclasses.asdict(model.cfg)},
+            "zigma_jax": {"config": config_to_dict(model.cfg)},
         },
     )
 
 
-def official_tensors(model: ZigMa) -> OrderedDict[str, np.ndarray]:
+def official_tensors(model: ZigMa | SiT) -> OrderedDict[str, np.ndarray]:
     """The model's parameters under their official names and in their official layouts."""
     parameters = flat_parameters(model)
     tensors = OrderedDict()
-    for entry in _entries(model.cfg):
+    for entry in entries(model.cfg):
         value = parameters[entry.path] if entry.layer is None else parameters[entry.path][entry.layer]
         tensors[entry.name] = np.ascontiguousarray(entry.convert.to_official(value, entry.official_shape))
     return tensors
-
-
-@dataclasses.dataclass(frozen=True)
-class _Convert:
-    """How a tensor differs between the two layouts."""
-
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_official: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-    official_shape: Callable[[tuple[int, ...], ZigMaConfig], tuple[int, ...]]
-
-
-_SAME = _Convert(lambda w: w, lambda w, _: w, lambda s, _: s)
-_LINEAR = _Convert(lambda w: w.T, lambda w, _: w.T, lambda s, _: s[::-1])  # (out, in) ↔ (in, out)
-_CONV = _Convert(lambda w: w[:, 0].T, lambda w, _: w.T[:, None], lambda s, _: (s[1], 1, s[0]))  # (d, 1, w) ↔ (w, d)
-_POSITIONS = _Convert(lambda w: w[0], lambda w, _: w[None], lambda s, _: (1, *s))
-_PATCHES = _Convert(  # (hidden, c, p, p) ↔ (p·p·c, hidden)
-    lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),
-    lambda w, shape: w.reshape(shape[2], shape[3], shape[1], shape[0]).transpose(3, 2, 0, 1),
-    lambda s, cfg: (s[1], cfg.channels, cfg.patch_size, cfg.patch_size),
-)
-
-_TENSORS: dict[str, tuple[str, _Convert]] = {
-    "pos_embed": ("pos_embed", _POSITIONS),
-    "temporal_pos_embed": ("temporal_pos_embedding", _POSITIONS),
-    "patch_embed.kernel": ("x_embedder.proj.weight", _PATCHES),
-    "patch_embed.bias": ("x_embedder.proj.bias", _SAME),
-    "time_embed.linear_in.kernel": ("t_embedder.mlp.0.weight", _LINEAR),
-    "time_embed.linear_in.bias": ("t_embedder.mlp.0.bias", _SAME),
-    "time_embed.linear_out.kernel": ("t_embedder.mlp.2.weight", _LINEAR),
-    "time_embed.linear_out.bias": ("t_embedder.mlp.2.bias", _SAME),
-    "class_embed.embedding": ("y_embedder.embedding_table.weight", _SAME),
-    "context_embed.kernel": ("y_embedder.weight", _LINEAR),
-    "context_embed.bias": ("y_embedder.bias", _SAME),
-    "blocks.pos_embed": ("pos_embed_list.{layer}", _POSITIONS),
-    "blocks.mixer.in_proj.kernel": ("blocks.{layer}.mixer.in_proj.weight", _LINEAR),
-    "blocks.mixer.out_proj.kernel": ("blocks.{layer}.mixer.out_proj.weight", _LINEAR),
-    **{
-        f"blocks.mixer.{ssm}.{ours}": (f"blocks.{{layer}}.mixer.{official}", convert)
-        for ssm, b in (("ssm", ""), ("ssm_reverse", "_b"))
-        for ours, official, convert in (
-            ("A_log", f"A{b}_log", _SAME),
-            ("D", f"D{b}", _SAME),
-            ("conv_kernel", f"conv1d{b}.weight", _CONV),
-            ("conv_bias", f"conv1d{b}.bias", _SAME),
-            ("x_proj.kernel", f"x_proj{b}.weight", _LINEAR),
-            ("dt_proj.kernel", f"dt_proj{b}.weight", _LINEAR),
-            ("dt_bias", f"dt_proj{b}.bias", _SAME),
-        )
-    },
-    "blocks.norm.scale": ("blocks.{layer}.norm.weight", _SAME),
-    "blocks.modulation.kernel": ("blocks.{layer}.adaLN_modulation.1.weight", _LINEAR),
-    "blocks.modulation.bias": ("blocks.{layer}.adaLN_modulation.1.bias", _SAME),
-    "blocks.attention.query.kernel": ("blocks.{layer}.msa.to_q.weight", _LINEAR),
-    "blocks.attention.key.kernel": ("blocks.{layer}.msa.to_k.weight", _LINEAR),
-    "blocks.attention.value.kernel": ("blocks.{layer}.msa.to_v.weight", _LINEAR),
-    "blocks.attention.out.kernel": ("blocks.{layer}.msa.to_out.0.weight", _LINEAR),
-    "blocks.attention.out.bias": ("blocks.{layer}.msa.to_out.0.bias", _SAME),
-    "norm.scale": ("norm_f.weight", _SAME),
-    "out.kernel": ("final_layer.linear.weight", _LINEAR),
-    "out.bias": ("final_layer.linear.bias", _SAME),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """One official tensor: its name and shape, and where it lives in our parameters."""
-
-    name: str
-    official_shape: tuple[int, ...]
-    path: str
-    layer: int | None
-    convert: _Convert
-
-
-def _entries(cfg: ZigMaConfig) -> Iterator[_Entry]:
-    """Every tensor that the official code has for this architecture."""
-    shapes = parameter_shapes(cfg)
-    for path, (name, convert) in _TENSORS.items():
-        if path not in shapes:
-            continue
-        shape = shapes[path].shape
-        if "{layer}" not in name:
-            yield _Entry(name, convert.official_shape(shape, cfg), path, None, convert)
-        else:
-            for layer in range(cfg.depth):
-                official_shape = convert.official_shape(shape[1:], cfg)
-                yield _Entry(name.format(layer=layer), official_shape, path, layer, convert)
 
 
 def _is_numbers(value: Any) -> bool:
@@ -210,8 +138,6 @@ def _with_per_layer_positions(tensors, cfg: ZigMaConfig) -> dict[str, np.ndarray
 def _config_from_file(
     contents: Mapping, tensors: Mapping[str, np.ndarray], path, fallback: ZigMaConfig | None
 ) -> ZigMaConfig:
-    if isinstance(contents.get("zigma_jax"), Mapping):
-        return config_from_dict(contents["zigma_jax"]["config"], os.fspath(path))
     params = find_arguments(contents, ("in_channels", "embed_dim", "depth", "img_dim"))
     if params is None:
         return fallback or config_from_shapes(tensors, os.fspath(path))

@@ -3,7 +3,6 @@
 Kernels are (in, out) and the blocks' tensors carry a leading layer axis, as in the model itself.
 """
 
-import dataclasses
 import json
 import os
 
@@ -12,21 +11,22 @@ from safetensors.numpy import save_file
 
 from zigma_jax.errors import WeightsError
 from zigma_jax.interop.weights import config_from_dict, flat_parameters, model_from_parameters
-from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.families import BackboneConfig, config_to_dict
+from zigma_jax.models.sit import SiT
 from zigma_jax.models.zigma import ZigMa
 
-_CONFIG_KEY = "zigma_jax.config"  # JSON of the ZigMaConfig's fields
+_CONFIG_KEY = "zigma_jax.config"  # JSON of the configuration's fields
 
 
-def save_safetensors(model: ZigMa, path: str | os.PathLike) -> None:
+def save_safetensors(model: ZigMa | SiT, path: str | os.PathLike) -> None:
     """Writes the model's parameters in float32 and its configuration."""
-    metadata = {"format": "flax", _CONFIG_KEY: json.dumps(dataclasses.asdict(model.cfg))}
+    metadata = {"format": "flax", _CONFIG_KEY: json.dumps(config_to_dict(model.cfg))}
     save_file(flat_parameters(model), path, metadata=metadata)
 
 
 def load_safetensors(
-    path: str | os.PathLike, *, config: ZigMaConfig | None = None, fallback: ZigMaConfig | None = None
-) -> ZigMa:
+    path: str | os.PathLike, *, config: BackboneConfig | None = None, fallback: BackboneConfig | None = None
+) -> ZigMa | SiT:
     """Reads what `save_safetensors` wrote.
 
     Args:

@@ -9,6 +9,7 @@ import numpy as np
 from zigma_jax.errors import WeightsError
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.embeddings import sincos_table
+from zigma_jax.models.sit import SiTConfig
 
 
 def config_from_shapes(tensors: Mapping[str, np.ndarray], path: str) -> ZigMaConfig:
@@ -35,6 +36,43 @@ def config_from_shapes(tensors: Mapping[str, np.ndarray], path: str) -> ZigMaCon
             "give it whole: load_official(path, config=ZigMaConfig(...)), or --config"
         )
     return ZigMaConfig(**known)
+
+
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+"""Of the published sizes of SiT, by width."""
+
+
+def sit_config_from_shapes(tensors: Mapping[str, np.ndarray], path: str, num_heads: int | None = None) -> SiTConfig:
+    """The architecture of a SiT, whose last class is the null class, as in all that its authors' code trains.
+
+    num_heads: what the tensors do not tell; None: as in the published size of this width.
+
+    Raises WeightsError for tensors of something else, and for a width that was not published without `num_heads`.
+    """
+    shapes = {name: value.shape for name, value in tensors.items()}
+    try:
+        width, channels, patch, _ = shapes["x_embedder.proj.weight"]
+        side = math.isqrt(shapes["pos_embed"][1])
+        if side * side != shapes["pos_embed"][1]:
+            raise ValueError(f"{shapes['pos_embed'][1]} positions are no square")
+        outputs = shapes["final_layer.linear.weight"][0] // (patch * patch)
+        known: dict[str, Any] = {
+            "sample_shape": (side * patch, side * patch, channels),
+            "patch_size": patch,
+            "hidden_size": width,
+            "depth": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+            "mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / width,
+            "num_classes": shapes["y_embedder.embedding_table.weight"][0] - 1,
+            "learn_sigma": outputs == 2 * channels,
+        }
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise WeightsError(f"{path}: its tensors are not those of a SiT ({error})") from error
+    heads = num_heads or HEADS.get(width)
+    if heads is None:
+        raise WeightsError(
+            f"{path}: no SiT of width {width} was published, and nothing tells how many heads it has: give num_heads"
+        )
+    return SiTConfig(**known, num_heads=heads)
 
 
 def _known(

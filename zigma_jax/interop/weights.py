@@ -1,6 +1,5 @@
 """A model's parameters as a flat dict of numpy arrays, and back: what every file format here is made from."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,36 +9,36 @@ import numpy as np
 from flax import nnx
 
 from zigma_jax.errors import WeightsError
-from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models import families
+from zigma_jax.models.families import BackboneConfig, build
+from zigma_jax.models.sit import SiT
 from zigma_jax.models.zigma import ZigMa
 
 
-def config_from_dict(fields: Mapping[str, Any], source: str) -> ZigMaConfig:
+def config_from_dict(fields: Mapping[str, Any], source: str) -> BackboneConfig:
     """The configuration that a file holds as plain values. Raises WeightsError for fields there are none of."""
-    if unknown := sorted(fields.keys() - {field.name for field in dataclasses.fields(ZigMaConfig)}):
-        raise WeightsError(f"{source}: its configuration has unknown fields: {', '.join(unknown)}")
     try:
-        return ZigMaConfig(**{**fields, "sample_shape": tuple(fields["sample_shape"])})
+        return families.config_from_dict({**fields, "sample_shape": tuple(fields["sample_shape"])})
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{source}: its configuration is no architecture: {error}") from error
 
 
-def abstract_model(cfg: ZigMaConfig) -> ZigMa:
+def abstract_model(cfg: BackboneConfig) -> ZigMa | SiT:
     """The model's structure with shapes and dtypes in place of arrays."""
-    return nnx.eval_shape(lambda: ZigMa(cfg, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: build(cfg, rngs=nnx.Rngs(0)))
 
 
-def parameter_shapes(cfg: ZigMaConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def parameter_shapes(cfg: BackboneConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter by its dotted path, e.g. "blocks.mixer.in_proj.kernel"."""
     return _flatten(nnx.state(abstract_model(cfg), nnx.Param))
 
 
-def flat_parameters(model: ZigMa) -> dict[str, np.ndarray]:
+def flat_parameters(model: ZigMa | SiT) -> dict[str, np.ndarray]:
     """Every parameter, on the host, by its dotted path; the blocks' arrays keep their leading layer axis."""
     return {path: np.asarray(value) for path, value in _flatten(nnx.state(model, nnx.Param)).items()}
 
 
-def model_from_parameters(cfg: ZigMaConfig, parameters: Mapping[str, np.ndarray], source: str) -> ZigMa:
+def model_from_parameters(cfg: BackboneConfig, parameters: Mapping[str, np.ndarray], source: str) -> ZigMa | SiT:
     """A model with the given parameters.
 
     Raises:

@@ -25,6 +25,7 @@ def guide(
     null: Any,
     scale: float | int,
     interval: Sequence[float | int] = (0.0, 1.0),
+    channels: int | None = None,
 ) -> ModelFn:
     """A function of (x, t) for the samplers: null + scale (y - null), of the predictions given y and given null.
 
@@ -43,12 +44,16 @@ def guide(
         interval: (lo, hi): samples with lo <= t <= hi are guided, data being at t = 1; for the others the model
             is the conditional one. While no sample of the batch is inside, the pass is one of b samples. The
             default guides always.
+        channels: only the first so many channels of the prediction are guided, the others are those given y: 3 as the
+            official samplers of DiT and SiT have it, whose published results were made so. None: all.
 
     Raises:
         ConfigError: a scale that is not finite or beyond ±10,000, an interval that is empty or outside [0, 1], null
-            that does not fit y.
+            that does not fit y, channels below 1.
     """
     check_guidance(scale, interval)
+    if channels is not None and channels < 1:
+        raise ConfigError(f"guidance channels = {channels}: must be at least 1, or None for all")
     if jax.tree.structure(y) != jax.tree.structure(null):
         raise ConfigError(f"null is {jax.tree.structure(null)}, and y is {jax.tree.structure(y)}: they must be alike")
     y, null = jax.tree.transpose(jax.tree.structure(y), jax.tree.structure((0, 0)), jax.tree.map(_alike, y, null))
@@ -65,12 +70,17 @@ def guide(
         both_conditions = jax.tree.map(_interleave, y, null)
         both = evaluate(lambda x, t: model_fn(x, t, both_conditions), _interleave(x, x), _interleave(t, t))
         given_y, given_null = jnp.moveaxis(both.reshape(-1, 2, *both.shape[1:]), 1, 0)
-        return _where(is_guided(t), given_null + scale * (given_y - given_null), given_y)
+        guided = given_null + scale * (given_y - given_null)
+        if channels is not None:
+            guided = jnp.concatenate([guided[..., :channels], given_y[..., channels:]], axis=-1)
+        return _where(is_guided(t), guided, given_y)
 
     if scale == 1:
         return lambda x, t: model_fn(x, t, y)
     if scale == 0:
         return lambda x, t: model_fn(x, t, jax.tree.map(lambda a, b: _where(is_guided(t), a, b), null, y))
+    if scale == 0 and channels is None:
+        return lambda x, t: model_fn(x, t, _where(is_guided(t), null, y))
     if always:
         return guided
     return lambda x, t: jax.lax.cond(jnp.any(is_guided(t)), guided, conditional, x, t)
