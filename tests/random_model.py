@@ -1,18 +1,20 @@
 """A model whose blocks do something, which those of a new one do not; nothing is compiled for it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import zigma_jax as zj
+from zigma_jax.models.families import BackboneConfig, build
 
 CENTRES = {"scale": 1.0, "D": 1.0, "A_log": 1.0, "dt_bias": -4.5}  # about those of a new model; 0 for all others
 
 
-def random_model(cfg: zj.ZigMaConfig, scale: float = 0.3) -> zj.ZigMa:
+def random_model(cfg: BackboneConfig, scale: float = 0.3) -> Any:
     """Every parameter is drawn from N(centre, scale²), of kernels besides with the variance of a new model's."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: zj.ZigMa(cfg, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(cfg, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

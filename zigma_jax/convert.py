@@ -16,7 +16,7 @@ from absl import app, flags
 
 from zigma_jax.data.pipeline import make_dataset, open_source
 from zigma_jax.errors import ConfigError
-from zigma_jax.models.zigma import ZigMa
+from zigma_jax.models.families import Model
 from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags
 from zigma_jax.training.array_store import check_same_model, flatten
 from zigma_jax.training.checkpoint import Checkpointer
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
             )
 
 
-def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
+def save_workdir(model: Model, config: RunConfig, workdir: Path) -> None:
     """A workdir whose training starts from the model's weights, raw and averaged alike.
 
     Raises:
@@ -77,8 +77,8 @@ def save_workdir(model: ZigMa, config: RunConfig, workdir: Path) -> None:
         raise ConfigError(f"{workdir} exists; choose another name")
     # Shapes cannot tell these apart, and with others the weights are worth nothing.
     for field in ("sample_shape", "scan", "scan_seed", "pos_embed"):
-        ours, theirs = getattr(config.model, field), getattr(model.cfg, field)
-        if ours != theirs and not (field == "scan_seed" and "random" not in model.cfg.scan):
+        ours, theirs = getattr(config.model, field, None), getattr(model.cfg, field, None)
+        if ours != theirs and not (field == "scan_seed" and "random" not in getattr(model.cfg, "scan", "")):
             raise ConfigError(f"config.model.{field} = {ours!r}: the weights were trained with {theirs!r}")
     records = open_source(config.data)
     encoder = open_encoder(config, records)

@@ -15,9 +15,8 @@ from jax.sharding import Mesh
 from zigma_jax.data.config import LatentConfig, TextConfig
 from zigma_jax.errors import ConfigError, UserError
 from zigma_jax.interpolant import Interpolant
-from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.families import BackboneConfig, Model
 from zigma_jax.models.text import Text
-from zigma_jax.models.zigma import ZigMa
 from zigma_jax.programs import DEFINE_sample, parse_labels
 from zigma_jax.training.config import RunConfig, SampleConfig, check_guided
 from zigma_jax.training.decoding import Decoder, open_autoencoder
@@ -47,7 +46,7 @@ class Drawing:
     about: the source in words.
     """
 
-    model: ZigMa
+    model: Model
     config: RunConfig | None
     sample: SampleConfig
     seed: int
@@ -166,7 +165,7 @@ def DEFINE_drawing() -> Callable[..., Drawing]:  # noqa: N802 - as absl names it
         return Drawing(model, config, cfg, seed.value, wanted, text, decoder, about)
 
     def _prompts(
-        model: ZigMaConfig, config: RunConfig | None, cfg: SampleConfig, source: Path, captions: Sequence[str]
+        model: BackboneConfig, config: RunConfig | None, cfg: SampleConfig, source: Path, captions: Sequence[str]
     ) -> Prompts:
         if labels.value:
             raise ConfigError(f"--labels: {source} is conditioned on text: give --prompts")

@@ -19,7 +19,8 @@ from zigma_jax.ablation.pictures import load_pictures, training_batches
 from zigma_jax.ablation.report import make_table, write_report
 from zigma_jax.ablation.run import Runner, make_programs, shared_initial_params
 from zigma_jax.data.sources import prepare
-from zigma_jax.models.zigma import ZigMa
+from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.families import build
 from zigma_jax.training.array_store import flatten
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.step import batch_loss, sample_keys
@@ -150,6 +151,7 @@ def test_the_program_reports_and_answers_mistakes_in_one_line(finished):
 def test_every_order_starts_from_the_same_weights(data_dir, scan):
     """All of them but sweep2's second direction: conv, x_proj, dt_proj, dt_bias, A, D once more in each layer."""
     model = tiny(data_dir).run(scan, 5).model
+    assert isinstance(model, ZigMaConfig)
     init = {s: jax.jit(partial(shared_initial_params, dataclasses.replace(model, scan=s))) for s in ("sweep1", scan)}
     start = {s: flatten(init[s](5)) for s in init}
     for name, value in start["sweep1"].items():
@@ -172,7 +174,7 @@ def test_a_step_sees_what_the_trainers_would(data_dir, finished):
     image = pictures[rows].astype(np.float32) / np.float32(127.5) - 1
     image = np.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
     state = programs.init(3)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: ZigMa(config.model, rngs=nnx.Rngs(0))))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(config.model, rngs=nnx.Rngs(0))))
     loss = jax.jit(partial(batch_loss, graphdef, config.interpolant))
     expected = loss(state.params, {"image": jax.device_put(image)}, sample_keys(3, jax.numpy.int32(0), 16))
     _, metrics = programs.step(state, 3, pictures, rows, mirrored)

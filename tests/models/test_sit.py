@@ -13,10 +13,15 @@ from safetensors.numpy import save_file
 
 import zigma_jax as zj
 from tests.networks.seeded import seeded
+from tests.training.tiny import tiny_config
 from zigma_jax.errors import ConfigError, WeightsError
 from zigma_jax.interop import load_official, save_official
 from zigma_jax.interop.torch_file import write_torch
 from zigma_jax.models.attention import attention
+from zigma_jax.models.families import build
+from zigma_jax.train import train
+from zigma_jax.training.parse_config import from_dict, to_dict
+from zigma_jax.training.weights import load_weights, save_weights
 
 GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "sit_small.npz")
 T, Y = jnp.asarray(GOLDEN["t"]), jnp.asarray(GOLDEN["y"], jnp.int32)
@@ -42,7 +47,9 @@ def tensors() -> dict[str, np.ndarray]:
 def model(tensors, tmp_path_factory) -> zj.SiT:
     path = tmp_path_factory.mktemp("sit") / "SiT.pt"
     write_torch(path, {"model": {}, "ema": tensors, "args": {"model": "SiT-S/2"}})
-    return load_official(path, family="sit", num_heads=4)
+    found = load_official(path, family="sit", num_heads=4)
+    assert isinstance(found, zj.SiT)
+    return found
 
 
 def error(found, expected) -> float:
@@ -70,6 +77,7 @@ def test_one_without_sigma_in_safetensors(model, tensors, tmp_path):
     }
     save_file(smaller, tmp_path / "a.safetensors")
     found = load_official(tmp_path / "a.safetensors", family="sit", num_heads=4)
+    assert isinstance(found, zj.SiT)
     assert not found.cfg.learn_sigma
     x, t, y = last("x"), T, Y
     np.testing.assert_allclose(found(x, t, y), model(x, t, y), atol=1e-5)
@@ -84,7 +92,7 @@ def test_it_comes_back_from_a_file(model, tmp_path):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name):
-    shapes = nnx.eval_shape(lambda: zj.SiT(zj.presets[name], rngs=nnx.Rngs(0)))
+    shapes = nnx.eval_shape(lambda: build(zj.presets[name], rngs=nnx.Rngs(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes)))
     assert abs(count / PUBLISHED[name] - 1) < 0.01
 
@@ -142,3 +150,21 @@ def test_what_does_not_fit(tensors, tmp_path):
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="no official weights"):
         load_official(tmp_path / "other.safetensors", family="sit")
+
+
+def test_the_programs_train_and_draw_with_it(tmp_path):
+    """By one field of a configuration; and the run's weights go through every form."""
+    config = tiny_config(tmp_path, model__family="sit", model__num_heads=2, train__steps=2, sample__guidance=2.0)
+    assert isinstance(config.model, zj.SiTConfig)
+    assert from_dict(to_dict(config)) == config
+    assert train(config, tmp_path / "run")
+    model, _ = load_weights(tmp_path / "run")
+    for name in ("a.pt", "a.safetensors", "a"):
+        save_weights(model, tmp_path / name)
+        again, _ = load_weights(tmp_path / name)
+        assert again.cfg == config.model
+        jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(model))
+    with pytest.raises(ConfigError, match=r"config.model.family = 'dit': must be one of zigma, sit"):
+        tiny_config(tmp_path, model__family="dit")
+    with pytest.raises(ConfigError, match=r"SiTConfig.num_heads = 3: must divide hidden_size = 16"):
+        tiny_config(tmp_path, model__family="sit", model__num_heads=3)

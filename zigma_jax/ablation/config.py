@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
+from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.families import family_of
 from zigma_jax.models.orders import scan_orders
 from zigma_jax.training.config import RunConfig, require
 from zigma_jax.training.parse_config import default_config, from_dict, parse_section, to_dict
@@ -73,6 +75,8 @@ class Experiment:
             train.steps,
             f"must be a multiple of ablation.evaluations = {self.ablation.evaluations}",
         )
+        require(isinstance(model, ZigMaConfig), "model.family", family_of(model), "the orders are those of a zigma")
+        assert isinstance(model, ZigMaConfig)
         for field in ("num_classes", "context_size"):
             require(not getattr(model, field), f"model.{field}", getattr(model, field), "the ablation is unconditional")
         require(train.fsdp == 1, "train.fsdp", train.fsdp, "the ablation keeps its state whole: must be 1")

@@ -22,8 +22,7 @@ from zigma_jax.ablation.pictures import Pictures, training_batches
 from zigma_jax.data.pictures.pixels import to_uint8
 from zigma_jax.errors import DivergedError
 from zigma_jax.metrics import frechet_distance
-from zigma_jax.models.config import ZigMaConfig
-from zigma_jax.models.zigma import ZigMa
+from zigma_jax.models.families import BackboneConfig, build
 from zigma_jax.training.array_store import flatten, nest
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.sampling import Sampler, batches, make_sampler
@@ -154,7 +153,7 @@ class Runner:
 def make_programs(config: RunConfig, mesh: Mesh) -> Programs:
     """The jitted parts of a run of `config`, whatever its seed."""
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: ZigMa(config.model, rngs=nnx.Rngs(0))))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(config.model, rngs=nnx.Rngs(0))))
     update = make_update(graphdef, optimizer, config)
     everywhere, divided = replicated(mesh), batch_sharding(mesh)
 
@@ -184,11 +183,11 @@ def make_programs(config: RunConfig, mesh: Mesh) -> Programs:
     )
 
 
-def shared_initial_params(cfg: ZigMaConfig, seed: int | Int[Array, ""]) -> Params:
+def shared_initial_params(cfg: BackboneConfig, seed: int | Int[Array, ""]) -> Params:
     """Initial parameters of which every scan order has the same: sweep1's, and sweep2's second direction besides."""
 
-    def params_of(cfg: ZigMaConfig) -> dict[str, Any]:
-        model = ZigMa(cfg, rngs=nnx.Rngs(jax.random.key(seed)))
+    def params_of(cfg: BackboneConfig) -> dict[str, Any]:
+        model = build(cfg, rngs=nnx.Rngs(jax.random.key(seed)))
         return flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
     return nest(params_of(cfg) | params_of(dataclasses.replace(cfg, scan="sweep1")))

@@ -17,8 +17,7 @@ from zigma_jax.interop.state_dict import find_arguments, find_state_dict
 from zigma_jax.interop.torch_file import read_torch, write_torch
 from zigma_jax.interop.weights import check_shapes, config_from_dict, flat_parameters, model_from_parameters
 from zigma_jax.models.config import ZigMaConfig
-from zigma_jax.models.families import FAMILIES, BackboneConfig, config_to_dict, family_of
-from zigma_jax.models.sit import SiT
+from zigma_jax.models.families import FAMILIES, BackboneConfig, Model, config_to_dict, family_of
 from zigma_jax.models.zigma import ZigMa
 
 _POS_EMBED = ("none", "sincos", "learned", "per_layer")  # position = the official `use_pe`
@@ -37,7 +36,7 @@ def load_official(
     config: BackboneConfig | None = None,
     fallback: BackboneConfig | None = None,
     num_heads: int | None = None,
-) -> ZigMa | SiT:
+) -> Model:
     """A model with the weights of its authors' checkpoint. Nothing in the file is executed.
 
     Args:
@@ -67,13 +66,14 @@ def load_official(
     if other := [f"{name} ({_describe(value)})" for name, value in tensors.items() if not _is_numbers(value)]:
         raise WeightsError(f"{path}: not tensors of floating-point numbers: {', '.join(other[:12])}")
     if config is None:
-        if isinstance(contents.get("zigma_jax"), Mapping):
-            config = config_from_dict(contents["zigma_jax"]["config"], os.fspath(path))
+        said: Any = contents.get("zigma_jax")
+        if isinstance(said, Mapping):
+            config = config_from_dict(said["config"], os.fspath(path))
         elif family == "sit":
             config = sit_config_from_shapes(tensors, os.fspath(path), num_heads)
         else:
             config = _config_from_file(contents, tensors, path, fallback)
-    if getattr(config, "pos_embed", None) == "per_layer":
+    if isinstance(config, ZigMaConfig) and config.pos_embed == "per_layer":
         tensors = _with_per_layer_positions(tensors, config)
     expected = {entry.name: entry.official_shape for entry in entries(config)}
     check_shapes(expected, {name: value.shape for name, value in tensors.items()}, os.fspath(path))
@@ -90,7 +90,7 @@ def load_official(
     return model_from_parameters(config, parameters, os.fspath(path))
 
 
-def save_official(model: ZigMa | SiT, path: str | os.PathLike, *, train_steps: int = 0) -> None:
+def save_official(model: Model, path: str | os.PathLike, *, train_steps: int = 0) -> None:
     """Writes the model as an official checkpoint, the same weights under `model` and `ema`.
 
     Beside the official `args.model.params` the file carries the whole configuration under `zigma_jax`, so that
@@ -111,7 +111,7 @@ def save_official(model: ZigMa | SiT, path: str | os.PathLike, *, train_steps: i
     )
 
 
-def official_tensors(model: ZigMa | SiT) -> OrderedDict[str, np.ndarray]:
+def official_tensors(model: Model) -> OrderedDict[str, np.ndarray]:
     """The model's parameters under their official names and in their official layouts."""
     parameters = flat_parameters(model)
     tensors = OrderedDict()
@@ -136,8 +136,8 @@ def _with_per_layer_positions(tensors, cfg: ZigMaConfig) -> dict[str, np.ndarray
 
 
 def _config_from_file(
-    contents: Mapping, tensors: Mapping[str, np.ndarray], path, fallback: ZigMaConfig | None
-) -> ZigMaConfig:
+    contents: Mapping, tensors: Mapping[str, np.ndarray], path, fallback: BackboneConfig | None
+) -> BackboneConfig:
     params = find_arguments(contents, ("in_channels", "embed_dim", "depth", "img_dim"))
     if params is None:
         return fallback or config_from_shapes(tensors, os.fspath(path))

@@ -11,14 +11,12 @@ from safetensors.numpy import save_file
 
 from zigma_jax.errors import WeightsError
 from zigma_jax.interop.weights import config_from_dict, flat_parameters, model_from_parameters
-from zigma_jax.models.families import BackboneConfig, config_to_dict
-from zigma_jax.models.sit import SiT
-from zigma_jax.models.zigma import ZigMa
+from zigma_jax.models.families import BackboneConfig, Model, config_to_dict
 
 _CONFIG_KEY = "zigma_jax.config"  # JSON of the configuration's fields
 
 
-def save_safetensors(model: ZigMa | SiT, path: str | os.PathLike) -> None:
+def save_safetensors(model: Model, path: str | os.PathLike) -> None:
     """Writes the model's parameters in float32 and its configuration."""
     metadata = {"format": "flax", _CONFIG_KEY: json.dumps(config_to_dict(model.cfg))}
     save_file(flat_parameters(model), path, metadata=metadata)
@@ -26,7 +24,7 @@ def save_safetensors(model: ZigMa | SiT, path: str | os.PathLike) -> None:
 
 def load_safetensors(
     path: str | os.PathLike, *, config: BackboneConfig | None = None, fallback: BackboneConfig | None = None
-) -> ZigMa | SiT:
+) -> Model:
     """Reads what `save_safetensors` wrote.
 
     Args:

@@ -10,9 +10,7 @@ from flax import nnx
 
 from zigma_jax.errors import WeightsError
 from zigma_jax.models import families
-from zigma_jax.models.families import BackboneConfig, build
-from zigma_jax.models.sit import SiT
-from zigma_jax.models.zigma import ZigMa
+from zigma_jax.models.families import BackboneConfig, Model, build
 
 
 def config_from_dict(fields: Mapping[str, Any], source: str) -> BackboneConfig:
@@ -23,7 +21,7 @@ def config_from_dict(fields: Mapping[str, Any], source: str) -> BackboneConfig:
         raise WeightsError(f"{source}: its configuration is no architecture: {error}") from error
 
 
-def abstract_model(cfg: BackboneConfig) -> ZigMa | SiT:
+def abstract_model(cfg: BackboneConfig) -> Model:
     """The model's structure with shapes and dtypes in place of arrays."""
     return nnx.eval_shape(lambda: build(cfg, rngs=nnx.Rngs(0)))
 
@@ -33,12 +31,12 @@ def parameter_shapes(cfg: BackboneConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return _flatten(nnx.state(abstract_model(cfg), nnx.Param))
 
 
-def flat_parameters(model: ZigMa | SiT) -> dict[str, np.ndarray]:
+def flat_parameters(model: Model) -> dict[str, np.ndarray]:
     """Every parameter, on the host, by its dotted path; the blocks' arrays keep their leading layer axis."""
     return {path: np.asarray(value) for path, value in _flatten(nnx.state(model, nnx.Param)).items()}
 
 
-def model_from_parameters(cfg: BackboneConfig, parameters: Mapping[str, np.ndarray], source: str) -> ZigMa | SiT:
+def model_from_parameters(cfg: BackboneConfig, parameters: Mapping[str, np.ndarray], source: str) -> Model:
     """A model with the given parameters.
 
     Raises:

@@ -70,17 +70,15 @@ def guide(
         both_conditions = jax.tree.map(_interleave, y, null)
         both = evaluate(lambda x, t: model_fn(x, t, both_conditions), _interleave(x, x), _interleave(t, t))
         given_y, given_null = jnp.moveaxis(both.reshape(-1, 2, *both.shape[1:]), 1, 0)
-        guided = given_null + scale * (given_y - given_null)
+        mixed = given_null + scale * (given_y - given_null)
         if channels is not None:
-            guided = jnp.concatenate([guided[..., :channels], given_y[..., channels:]], axis=-1)
-        return _where(is_guided(t), guided, given_y)
+            mixed = jnp.concatenate([mixed[..., :channels], given_y[..., channels:]], axis=-1)
+        return _where(is_guided(t), mixed, given_y)
 
     if scale == 1:
         return lambda x, t: model_fn(x, t, y)
-    if scale == 0:
-        return lambda x, t: model_fn(x, t, jax.tree.map(lambda a, b: _where(is_guided(t), a, b), null, y))
     if scale == 0 and channels is None:
-        return lambda x, t: model_fn(x, t, _where(is_guided(t), null, y))
+        return lambda x, t: model_fn(x, t, jax.tree.map(lambda a, b: _where(is_guided(t), a, b), null, y))
     if always:
         return guided
     return lambda x, t: jax.lax.cond(jnp.any(is_guided(t)), guided, conditional, x, t)

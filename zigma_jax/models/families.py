@@ -17,7 +17,8 @@ class Backbone(Protocol):
     """What the training step, the samplers and the programs ask of a model, an `nnx.Module`.
 
     Attributes:
-        cfg: its configuration, a frozen dataclass that has at least `sample_shape`, `num_classes` and `null_class`.
+        cfg: its configuration, a frozen dataclass that has at least `sample_shape`, `num_classes`, `null_class` and
+            `context_size`, which are what they are of a `ZigMaConfig`.
     """
 
     cfg: Any
@@ -33,6 +34,7 @@ class Backbone(Protocol):
         ...
 
 
+Model = ZigMa | SiT
 BackboneConfig = ZigMaConfig | SiTConfig
 FAMILIES = {"zigma": (ZigMaConfig, ZigMa), "sit": (SiTConfig, SiT)}
 
@@ -66,6 +68,6 @@ def config_from_dict(fields: Mapping[str, Any]) -> BackboneConfig:
     return kind(**fields)
 
 
-def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> ZigMa | SiT:
+def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Model:
     """A new model of this configuration."""
     return FAMILIES[family_of(cfg)][1](cfg, rngs=rngs)

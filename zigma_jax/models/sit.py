@@ -81,6 +81,11 @@ class SiTConfig:
             require(getattr(self, field) in choices, field, f"must be one of {', '.join(choices)}")
 
     @property
+    def context_size(self) -> int:
+        """It takes no text."""
+        return 0
+
+    @property
     def channels(self) -> int:
         return self.sample_shape[-1]
 
@@ -159,7 +164,7 @@ class SiT(nnx.Module):
         tokens = tokens + jax.lax.stop_gradient(self.pos_embed[...]).astype(tokens.dtype)
         c = self.time_embed(t)
         if cfg.num_classes:
-            c = c + self.class_embed(y)
+            c = c + self.class_embed(jnp.asarray(y))
 
         tokens = self._apply_blocks(tokens, c)
 

@@ -10,6 +10,7 @@ from zigma_jax.interpolant import Interpolant, ode, sde, time_points
 from zigma_jax.interpolant.guidance import check_guidance
 from zigma_jax.metrics import METRICS
 from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.families import BackboneConfig
 
 
 def require(ok: bool, field: str, value: Any, rule: str) -> None:
@@ -208,7 +209,7 @@ class SampleConfig:
         return self.method.removeprefix("sde_") if self.method.startswith("sde_") else ""
 
 
-def check_guided(model: ZigMaConfig, guidance: float) -> None:
+def check_guided(model: BackboneConfig, guidance: float) -> None:
     """Raises ConfigError for guidance of a model that does not know what no condition is."""
     require(
         guidance == 1 or model.null_class or model.context_size > 0,
@@ -254,7 +255,7 @@ class EvalConfig:
 class RunConfig:
     """Everything that determines a run."""
 
-    model: ZigMaConfig = ZigMaConfig(sample_shape=(32, 32, 3))
+    model: BackboneConfig = ZigMaConfig(sample_shape=(32, 32, 3))
     data: DataConfig = DataConfig()
     latent: LatentConfig = LatentConfig()
     text: TextConfig = TextConfig()

@@ -37,7 +37,7 @@ from zigma_jax.metrics import (
     metric_label,
 )
 from zigma_jax.metrics.features import GAUSSIAN, KEPT
-from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.families import BackboneConfig
 from zigma_jax.networks import load_network
 from zigma_jax.networks.clip import Clip
 from zigma_jax.training.best import Evaluations
@@ -57,7 +57,7 @@ def drawn(
     draw: Sampler,
     params: Params,
     decoder: Decoder,
-    model: ZigMaConfig,
+    model: BackboneConfig,
     count: int,
     conditions: Conditions,
     about: Mapping[str, str],
@@ -79,14 +79,14 @@ def drawn(
     return Pictures(count, decoder.size, about, pictures)
 
 
-def check_draws_pictures(model: ZigMaConfig) -> None:
+def check_draws_pictures(model: BackboneConfig) -> None:
     """Raises ConfigError for a model of videos."""
     shape = model.sample_shape
     if len(shape) != 3:
         raise ConfigError(f"the model draws samples of shape {shape}, videos: evaluate pictures")
 
 
-def labels_as_in(source: Source, model: ZigMaConfig, count: int) -> tuple[Labels, str]:
+def labels_as_in(source: Source, model: BackboneConfig, count: int) -> tuple[Labels, str]:
     """Labels (count,) for samples to be compared with a data set, as frequent as there, and that in words.
 
     Every class in turn if the data set has no classes, or more than the model.

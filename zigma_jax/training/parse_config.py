@@ -16,10 +16,21 @@ from typing import Any, Literal, get_args, get_origin
 from ml_collections import config_dict
 
 from zigma_jax.errors import ConfigError
+from zigma_jax.models.families import FAMILIES, config_to_dict
 from zigma_jax.training.config import RunConfig, require
 
 _SECTIONS: dict[str, Any] = {section.name: section.type for section in dataclasses.fields(RunConfig)}
 _SIMPLE = (bool, int, float, str)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    family: str = dataclasses.field(
+        default="zigma", metadata={"meaning": f"which backbone: {', '.join(FAMILIES)}; fields of others mean nothing."}
+    )
+
+
+(_FAMILY,) = dataclasses.fields(_Family)
 
 
 def default_config() -> Any:
@@ -27,10 +38,7 @@ def default_config() -> Any:
 
     The size of the samples is said once: `data.image_size` (one number, or height and width), or `model.sample_shape`.
     """
-    defaults, fields = RunConfig(), {}
-    for name, section in _SECTIONS.items():
-        values = getattr(defaults, name)
-        fields[name] = {f.name: _settable(getattr(values, f.name), f.type) for f in dataclasses.fields(section)}
+    fields = {name: {f.name: _settable(f.default, f.type) for f in section_fields(name).values()} for name in _SECTIONS}
     config: Any = config_dict.ConfigDict(fields)
     config.model.sample_shape = config_dict.placeholder(object)
     config.data.image_size = config_dict.placeholder(object)
@@ -52,7 +60,7 @@ def _settable(default: Any, wanted: Any) -> Any:
 
 def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Plain dicts of plain values, for JSON."""
-    return dataclasses.asdict(config)
+    return dataclasses.asdict(config) | {"model": config_to_dict(config.model)}
 
 
 def from_dict(sections: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig:
@@ -64,8 +72,33 @@ def from_dict(sections: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig
     parsed = {}
     for name, fields in _with_sample_shape(sections).items():
         check_known(name, _SECTIONS, "")
-        parsed[name] = parse_section(_SECTIONS[name], name, fields)
+        section = _SECTIONS[name]
+        if name == "model":
+            section, fields = _of_family(fields)
+        parsed[name] = parse_section(section, name, fields)
     return RunConfig(**parsed)
+
+
+def section_fields(name: str) -> dict[str, Any]:
+    """The fields of a section by name: of `model` those of all families, and which of them it is."""
+    if name != "model":
+        return {field.name: field for field in dataclasses.fields(_SECTIONS[name])}
+    kinds = [kind for kind, _ in FAMILIES.values()]
+    fields = {field.name: field for kind in reversed(kinds) for field in dataclasses.fields(kind)}
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    return {"family": _FAMILY} | {name: fields[name] for name in names}
+
+
+def _of_family(fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The dataclass of a model's family, and those of the section's fields that it has: the others mean nothing."""
+    fields, known = dict(fields), section_fields("model")
+    for field in fields:
+        check_known(field, known, "model.")
+    family = fields.pop("family", "zigma")
+    require(family in FAMILIES, "model.family", family, f"must be one of {', '.join(FAMILIES)}")
+    section = FAMILIES[family][0]
+    names = {field.name for field in dataclasses.fields(section)}
+    return section, {name: value for name, value in fields.items() if name in names}
 
 
 def parse_section(section: Any, name: str, fields: Mapping[str, Any] | config_dict.ConfigDict) -> Any:
@@ -154,7 +187,7 @@ def check_known_field(path: str) -> None:
     """Raises ConfigError with the nearest name unless `path` is "section.field" of a `RunConfig`."""
     section, _, field = path.partition(".")
     check_known(section, _SECTIONS, "")
-    check_known(field, {f.name: f for f in dataclasses.fields(_SECTIONS[section])}, f"{section}.")
+    check_known(field, section_fields(section), f"{section}.")
 
 
 def typed(value: Any, wanted: Any, field: str) -> Any:
@@ -200,15 +233,15 @@ def _type_name(wanted: Any) -> str:
 
 def describe_fields() -> str:
     """Every field of a configuration: its flag, type, default and meaning, as --help prints them."""
-    defaults = RunConfig()
     lines = []
     for name, section in _SECTIONS.items():
-        lines += ["", f"config.{name}: {_first_line(section)}"]
-        meaning = dict(_attributes(section))
-        for field in dataclasses.fields(section):
-            default = getattr(getattr(defaults, name), field.name)
+        kinds = [kind for kind, _ in FAMILIES.values()] if name == "model" else [section]
+        lines += ["", f"config.{name}: {_first_line(kinds[0])}"]
+        meaning = {"family": _FAMILY.metadata["meaning"]} if name == "model" else {}
+        meaning |= {field: said for kind in reversed(kinds) for field, said in _attributes(kind)}
+        for field in section_fields(name).values():
             lines += [
-                f"  --config.{name}.{field.name}  {_type_name(field.type)}, by default {default!r}",
+                f"  --config.{name}.{field.name}  {_type_name(field.type)}, by default {field.default!r}",
                 f"      {meaning.get(field.name, '')}",
             ]
     return "\n".join(lines)

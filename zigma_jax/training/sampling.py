@@ -13,9 +13,8 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant import Interpolant, guide, ode, sample_ode, sample_sde
 from zigma_jax.interpolant.draws import fold_in_each
-from zigma_jax.models.config import ZigMaConfig
+from zigma_jax.models.families import BackboneConfig, Model
 from zigma_jax.models.text import Text
-from zigma_jax.models.zigma import ZigMa
 from zigma_jax.training.config import SampleConfig, check_guided
 from zigma_jax.training.sharding import batch_sharding, replicated
 from zigma_jax.training.state import Params
@@ -89,7 +88,7 @@ def make_encoder(
     return _on_mesh(encode, np.float32, mesh, null)
 
 
-def _follow_ode(interpolant: Interpolant, cfg: SampleConfig, model: ZigMa, x, y, null, reverse: bool = False):
+def _follow_ode(interpolant: Interpolant, cfg: SampleConfig, model: Model, x, y, null, reverse: bool = False):
     return sample_ode(
         interpolant,
         _guided(model, y, null, cfg),
@@ -103,7 +102,7 @@ def _follow_ode(interpolant: Interpolant, cfg: SampleConfig, model: ZigMa, x, y,
     )
 
 
-def _guided(model: ZigMa, y, null: Text | None, cfg: SampleConfig):
+def _guided(model: Model, y, null: Text | None, cfg: SampleConfig):
     """The model as a function of x and t."""
     check_guided(model.cfg, cfg.guidance)
     if cfg.guidance == 1:
@@ -135,7 +134,7 @@ def batches(count: int, batch_size: int, start: int = 0) -> Iterator[tuple[Int[n
         yield np.arange(first, first + batch_size), min(batch_size, count - first)
 
 
-def choose_labels(model: ZigMaConfig, indices: Int[np.ndarray, " n"], labels: Sequence[int] = ()) -> Labels:
+def choose_labels(model: BackboneConfig, indices: Int[np.ndarray, " n"], labels: Sequence[int] = ()) -> Labels:
     """The label of each sample: `labels` again and again, by default every class in turn; None without classes.
 
     Raises:

@@ -9,8 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from zigma_jax.models.config import ZigMaConfig
-from zigma_jax.models.zigma import ZigMa
+from zigma_jax.models.families import BackboneConfig, build
 from zigma_jax.training.config import OptimizerConfig
 from zigma_jax.training.sharding import state_shardings
 
@@ -69,7 +68,7 @@ def initial_state(params: Params, optimizer: optax.GradientTransformation) -> Tr
     return TrainState(zero, zero, zero, params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
-def make_state(model_cfg: ZigMaConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh):
+def make_state(model_cfg: BackboneConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh):
     """The model's graphdef, its training state at step 0 (made in place, sharded) and that state's shape.
 
     Returns:
@@ -78,10 +77,10 @@ def make_state(model_cfg: ZigMaConfig, optimizer: optax.GradientTransformation, 
     """
 
     def init() -> TrainState:
-        model = ZigMa(model_cfg, rngs=nnx.Rngs(seed))
+        model = build(model_cfg, rngs=nnx.Rngs(seed))
         return initial_state(nnx.to_pure_dict(nnx.state(model, nnx.Param)), optimizer)
 
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: ZigMa(model_cfg, rngs=nnx.Rngs(0))))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(model_cfg, rngs=nnx.Rngs(0))))
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, mesh)
     abstract = jax.tree.map(

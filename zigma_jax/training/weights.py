@@ -1,6 +1,5 @@
 """Weights from and to wherever they are: a workdir, an official .pt, safetensors, bare orbax parameters."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from zigma_jax.files import write_atomically
 from zigma_jax.interop import load_official, load_safetensors, save_official, save_safetensors
 from zigma_jax.interop.file_kind import file_kind
 from zigma_jax.interop.weights import abstract_model, config_from_dict
-from zigma_jax.models.config import ZigMaConfig
-from zigma_jax.models.zigma import ZigMa
+from zigma_jax.models.families import BackboneConfig, Model, config_to_dict
 from zigma_jax.training.array_store import flatten, load_params, save_params
 from zigma_jax.training.best import best_step
 from zigma_jax.training.checkpoint import Checkpointer
@@ -40,8 +38,8 @@ _OTHER = (
 
 
 def load_weights(
-    source: Path, weights: str = "ema", checkpoint: str = "latest", architecture: ZigMaConfig | None = None
-) -> tuple[ZigMa, RunConfig | None]:
+    source: Path, weights: str = "ema", checkpoint: str = "latest", architecture: BackboneConfig | None = None
+) -> tuple[Model, RunConfig | None]:
     """The model that `source` holds, and the configuration it was trained with if `source` is a workdir.
 
     Args:
@@ -73,7 +71,7 @@ def load_weights(
     return model, None
 
 
-def load_workdir(workdir: Path, weights: str = "ema", checkpoint: str = "latest") -> tuple[ZigMa, RunConfig, int]:
+def load_workdir(workdir: Path, weights: str = "ema", checkpoint: str = "latest") -> tuple[Model, RunConfig, int]:
     """The model of a run of `zigma_jax.train`, its configuration, and the step that it is of.
 
     Args:
@@ -111,7 +109,7 @@ def is_model(source: Path) -> bool:
         return False
 
 
-def save_weights(model: ZigMa, target: Path) -> None:
+def save_weights(model: Model, target: Path) -> None:
     """Writes an official PyTorch file (.pt, .pth, .ckpt, .bin), a .safetensors, or a directory of orbax parameters.
 
     Upper and lower case of the suffix are the same. The directory holds `params`, which orbax alone can read, and
@@ -133,10 +131,10 @@ def save_weights(model: ZigMa, target: Path) -> None:
         save_safetensors(model, target)
     else:
         save_params(target / "params", params_of(model))
-        write_atomically(target / "config.json", json.dumps(dataclasses.asdict(model.cfg), indent=1).encode())
+        write_atomically(target / "config.json", json.dumps(config_to_dict(model.cfg), indent=1).encode())
 
 
-def params_of(model: ZigMa) -> dict:
+def params_of(model: Model) -> dict:
     """The parameters as the nested dicts that training works on."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
@@ -146,16 +144,16 @@ def _check_weights(weights: str) -> None:
         raise ConfigError(f"weights = {weights!r}: must be 'ema' or 'raw'")
 
 
-def _abstract_params(cfg: ZigMaConfig) -> dict:
+def _abstract_params(cfg: BackboneConfig) -> dict:
     return params_of(abstract_model(cfg))
 
 
-def _with_params(cfg: ZigMaConfig, params: dict, source: Path) -> ZigMa:
+def _with_params(cfg: BackboneConfig, params: dict, source: Path) -> Model:
     _check_finite(params, source)
     return nnx.merge(nnx.graphdef(abstract_model(cfg)), params)
 
 
-def _stored_config(source: Path, architecture: ZigMaConfig | None) -> ZigMaConfig:
+def _stored_config(source: Path, architecture: BackboneConfig | None) -> BackboneConfig:
     """Of a directory of orbax parameters."""
     path = source / "config.json"
     try:
