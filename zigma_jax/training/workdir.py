@@ -31,7 +31,14 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 # What decides what the arrays of a checkpoint mean, but for those fields that only decide how fast.
 _BINDING = ("model", "interpolant", "latent.fingerprint", "latent.scale", "latent.shift", "text.fingerprint")
-_FREE = {"model.remat", "model.unroll", "model.dtype", "model.drop_path_rate", "model.scan_implementation"}
+_FREE = {
+    "model.condition_scale",  # of the first step alone
+    "model.dtype",
+    "model.drop_path_rate",
+    "model.remat",
+    "model.scan_implementation",
+    "model.unroll",
+}
 
 
 @contextlib.contextmanager
