@@ -28,7 +28,7 @@ def get_config():
     config.train.accumulate = 4  # small parts stay in the cache
     config.train.label_dropout = 0.1
     config.train.ema_decay = 0.99
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 6e-3
     config.optimizer.b2 = 0.99  # a short run: Adam must forget the first steps
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
