@@ -1,16 +1,15 @@
 """How programs end: one line for what can be mended, a traceback for a bug, a code for Ctrl-C."""
 
 import pytest
-from absl import flags
 
 from zigma_jax.errors import ConfigError
 from zigma_jax.programs import exit_with_errors
 
 
 @pytest.fixture(autouse=True)
-def _parsed():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+def _of_this_process(monkeypatch):
+    """What the tests after these log is not for these to change."""
+    monkeypatch.setattr("zigma_jax.programs.logging.set_verbosity", lambda _: None)
 
 
 def test_what_can_be_mended_is_one_line():

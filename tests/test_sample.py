@@ -125,7 +125,7 @@ def test_latents_become_pictures(tmp_path):
 TEXT = dataclasses.replace(TINY, context_size=8)
 
 
-@pytest.mark.parametrize("method", ["heun", "dopri5"])
+@pytest.mark.parametrize("method", ["heun", pytest.param("dopri5", marks=pytest.mark.slow)])
 def test_the_empty_prompt_at_any_guidance_is_the_unconditional_sample(tmp_path, method):
     """To the bit; and words change the picture."""
     model, mesh = random_model(TEXT), make_mesh(1, jax.devices()[:1])

@@ -25,6 +25,8 @@ from zigma_jax.training.array_store import flatten
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.step import batch_loss, sample_keys
 
+pytestmark = pytest.mark.slow  # every one of its comparisons trains several models
+
 FIELDS = {
     "data.name": "avatars/tiny",
     "data.image_size": 8,

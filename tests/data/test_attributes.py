@@ -32,7 +32,7 @@ def test_what_captions_of_avatars_ask_for(data_dir):
     curls = {"top": "short curls", "top_colour": "brown", "hair_colour": "brown", "glasses": "none"}
     assert said == [
         curls | {"skin": "brown", "background": "sky"},
-        curls | {"skin": "brown", "mouth": "smiling", "eyes": "open"},
+        curls | {"mouth": "smiling", "eyes": "open"},
         curls | {"eyebrows": "thick", "clothes": "jumper with a collar", "clothes_colour": "white"},
     ]
 

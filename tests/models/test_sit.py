@@ -152,6 +152,7 @@ def test_what_does_not_fit(tensors, tmp_path):
         load_official(tmp_path / "other.safetensors", family="sit")
 
 
+@pytest.mark.slow
 def test_the_programs_train_and_draw_with_it(tmp_path):
     """By one field of a configuration; and the run's weights go through every form."""
     config = tiny_config(tmp_path, model__family="sit", model__num_heads=2, train__steps=2, sample__guidance=2.0)

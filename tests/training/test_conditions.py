@@ -78,6 +78,7 @@ def test_encoded_in_the_step_they_are_as_from_the_set(data_dir, place, tmp_path)
         )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_bit_and_draws_from_its_prompts(data_dir, place, tmp_path):
     """Seven steps of 64 pictures with three captions each: the same captions, and the same losses."""
     from tests.training.test_train import leaves, metrics

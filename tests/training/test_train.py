@@ -79,6 +79,7 @@ def test_stopped_killed_and_resumed_is_the_same_run_to_the_bit(tmp_path, data_di
     ]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_says_and_the_programs_use_it(tmp_path, data_dir):
     config = tiny_config(data_dir, log__preview_every=3)
     workdir = tmp_path / "run"
