@@ -93,6 +93,7 @@ def test_killed_and_stopped_by_ctrl_c_it_goes_on(tmp_path):
     assert whole == found
 
 
+@pytest.mark.slow
 def test_latents_become_pictures(tmp_path):
     """Pictures, and the numbers that they were decoded from; and from pictures to noise."""
     model = random_model(LATENT, scale=0.1)

@@ -119,8 +119,10 @@ def test_what_lacks_a_picture_or_captions_is_counted(folder, caplog):
         {f"train2014/{name_of('train2014', number)}": picture(number, kind="JPEG") for number in (25, 26)},
     )
     (folder / "val2014.zip").unlink()
+    before = logging.get_verbosity()
     logging.set_verbosity(logging.INFO)
     source = load(folder)
+    logging.set_verbosity(before)
     assert [source.captions(i) for i in range(2)] == [CAPTIONS[25], []]
     assert "1 of 3 pictures of captions_train2014.json are not in train2014" in caplog.text
     assert "1 of 3 pictures of captions_train2014.json have no captions" in caplog.text

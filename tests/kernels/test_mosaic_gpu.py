@@ -62,6 +62,7 @@ def test_interpreted(name):
     ("name", "splits", "chunks", "pieces"),
     [("ragged", 5, 2, 1), ("ragged", 2, 8, 4), *((name, 3, 4, 2) for name in PARTS)],
 )
+@pytest.mark.slow
 def test_interpreted_in_parts(name, splits, chunks, pieces, monkeypatch):
     choose = Plan.choose
 
@@ -84,6 +85,7 @@ def test_interpreted_along_a_traced_order():
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("mapped", ["A", "u"])
+@pytest.mark.slow
 def test_interpreted_under_vmap_and_remat(mapped):
     case = CASES["zigzag by columns"]
     args = jax.tree.map(jnp.asarray, case.arguments())

@@ -11,8 +11,13 @@ from tests.golden import CHECKPOINTS, GOLDENS, condition, load_golden
 from zigma_jax.interop import load_official
 from zigma_jax.interop.official import official_tensors
 
+LONG = "deep12_zigzag8"  # to compile
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == LONG else ()) for name in CHECKPOINTS],
+)
 def case(request):
     golden = load_golden(request.param)
     model = load_official(GOLDENS / f"{request.param}.pt", weights="ema")

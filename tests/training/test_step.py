@@ -55,7 +55,7 @@ def on_one_device():
     return run(CONFIG)
 
 
-@pytest.mark.parametrize(("fsdp", "accumulate"), [(1, 1), (8, 1), (2, 2)])
+@pytest.mark.parametrize(("fsdp", "accumulate"), [pytest.param(1, 1, marks=pytest.mark.slow), (8, 1), (2, 2)])
 def test_eight_devices_compute_what_one_does(on_one_device, monkeypatch, fsdp, accumulate):
     """Data, fully sharded, and mixed in parts: the same losses within float32 summation error."""
     monkeypatch.setattr("zigma_jax.training.sharding.SMALLEST_DIVIDED", 64)

@@ -16,6 +16,8 @@ from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.prompts import captions_of, held_out
 from zigma_jax.training.weights import load_workdir, params_of
 
+pytestmark = pytest.mark.slow  # programs from the first step to the pictures
+
 SAMPLE = """
 import sys
 from pathlib import Path
