@@ -4,6 +4,7 @@
            of orbax parameters
 --target   NAME.pt (official; also .pth, .ckpt, .bin), NAME.safetensors, or a new directory: bare orbax parameters;
            with --config a workdir at step 0, from which `zigma_jax.train` with that configuration goes on
+--family   sit for an official file of SiT's; package.module:Class of a model of your own
 --config   also gives the architecture of a file that does not tell its own, such as a bare state dict
 """
 
@@ -17,7 +18,7 @@ from absl import app, flags
 from zigma_jax.data.pipeline import make_dataset, open_source
 from zigma_jax.errors import ConfigError
 from zigma_jax.models.families import Model
-from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags
+from zigma_jax.programs import DEFINE_config, DEFINE_family, exit_with_errors, load_config, parse_flags
 from zigma_jax.training.array_store import check_same_model, flatten
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.conditions import open_conditions, open_encoder
@@ -33,6 +34,7 @@ _SOURCE = flags.DEFINE_string("source", None, "What to read.")
 _TARGET = flags.DEFINE_string("target", None, "What to write; must not exist.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
+_FAMILY = DEFINE_family()
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> None:
         config = None if _CONFIG.value is None else load_config(_CONFIG.value)
         if target.exists():
             raise ConfigError(f"{target} exists; choose another name")
-        model, trained = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value, config and config.model)
+        model, trained = load_weights(source, _WEIGHTS.value, _CHECKPOINT.value, config and config.model, _FAMILY())
         if config is None or target.suffix.lower() in FILE_SUFFIXES:
             save_weights(model, target)
         else:

@@ -17,7 +17,7 @@ from zigma_jax.errors import ConfigError, UserError
 from zigma_jax.interpolant import Interpolant
 from zigma_jax.models.families import BackboneConfig, Model
 from zigma_jax.models.text import Text
-from zigma_jax.programs import DEFINE_sample, parse_labels
+from zigma_jax.programs import DEFINE_family, DEFINE_sample, parse_labels
 from zigma_jax.training.config import RunConfig, SampleConfig, check_guided
 from zigma_jax.training.decoding import Decoder, open_autoencoder
 from zigma_jax.training.prompts import (
@@ -133,19 +133,19 @@ def DEFINE_drawing() -> Callable[..., Drawing]:  # noqa: N802 - as absl names it
         )
         for name in ("scale", "shift")
     }
-    changed = DEFINE_sample()
+    changed, family = DEFINE_sample(), DEFINE_family()
 
     def load(source: Path, mesh: Mesh, captions: Sequence[str] = ()) -> Drawing:
         if not 0 <= seed.value < 2**63:
             raise ConfigError(f"--seed={seed.value}: must be at least 0 and less than 2**63")
         wanted = parse_labels(labels.value)
         changed(SampleConfig())  # whatever is wrong with the flags shows before a large file is read
-        about = {"model": str(source)}
+        about, kind = {"model": str(source)}, family()
         if is_workdir(source):
             model, config, step = load_workdir(source, weights.value, checkpoint.value)
             about |= {"step": str(step), "weights": weights.value}
         else:
-            model, config = load_weights(source, weights.value, checkpoint.value)
+            model, config = load_weights(source, weights.value, checkpoint.value, family=kind)
         cfg = changed(config.sample if config else SampleConfig())
         check_guided(model.cfg, cfg.guidance)
         text = _prompts(model.cfg, config, cfg, source, captions) if model.cfg.context_size else None

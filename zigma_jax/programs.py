@@ -8,12 +8,14 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 from zigma_jax.errors import ConfigError, UserError
+from zigma_jax.models.families import import_family
 from zigma_jax.training.config import RunConfig, SampleConfig
 from zigma_jax.training.parse_config import check_known_field, describe_fields, from_dict, typed
 
@@ -23,10 +25,11 @@ def DEFINE_config(default: str | None = None):  # noqa: N802 - as absl and ml_co
     return config_flags.DEFINE_config_file("config", default, "The run: a file of configs/.", lock_config=True)
 
 
-def load_config(value: config_dict.ConfigDict | None) -> RunConfig:
+def load_config(value: Any) -> RunConfig:
     """The typed configuration of the --config flag. Raises ConfigError naming field, value and rule."""
     if value is None:
         raise ConfigError("--config is missing; for example --config=configs/quickstart.py")
+    import_family(value["model"]["family"])  # one of the user's own: the command line names it, no file does
     return from_dict(value)
 
 
@@ -58,6 +61,20 @@ def DEFINE_sample():  # noqa: N802
         return dataclasses.replace(config, **values)
 
     return changed
+
+
+def DEFINE_family():  # noqa: N802
+    """The --family flag of programs that read weights. Returns a function that gives its value, and imports it."""
+    given = flags.DEFINE_string(
+        "family", None, "What --source is a model of: sit for SiT's own files; package.module:Class of one of yours."
+    )
+
+    def family() -> str | None:
+        if given.value is not None:
+            import_family(given.value)
+        return given.value
+
+    return family
 
 
 def parse_labels(given: Sequence[str]) -> list[int]:

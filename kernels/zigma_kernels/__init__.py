@@ -4,5 +4,6 @@ from zigma_kernels.causal_conv import causal_conv
 from zigma_kernels.dispatch import explain
 from zigma_kernels.grid_path import GridPath
 from zigma_kernels.selective_scan import selective_scan
+from zigma_kernels.ssd import ssd
 
-__all__ = ["GridPath", "causal_conv", "explain", "selective_scan"]
+__all__ = ["GridPath", "causal_conv", "explain", "selective_scan", "ssd"]

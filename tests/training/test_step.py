@@ -65,6 +65,16 @@ def test_eight_devices_compute_what_one_does(on_one_device, monkeypatch, fsdp, a
     np.testing.assert_allclose(norms, on_one_device[1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("mixer", ["attention", "mamba2"])
+def test_other_mixers_on_eight_devices(monkeypatch, mixer):
+    monkeypatch.setattr("zigma_jax.training.sharding.SMALLEST_DIVIDED", 64)
+    changes = {"mixer": mixer, "head_size": 8, "mlp_ratio": 2.0, "attention_every": 2 * (mixer == "mamba2")}
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **changes))
+    divided = dataclasses.replace(config, train=dataclasses.replace(config.train, fsdp=8))
+    for found, expected in zip(run(divided, devices=8, steps=2)[:2], run(config, steps=2)[:2], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_fsdp_divides_parameters_moments_and_average():
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, hidden_size=128))
     mesh = make_mesh(4)

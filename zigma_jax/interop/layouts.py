@@ -1,6 +1,7 @@
 """Where each tensor of an official checkpoint lives in our parameters, and how the two layouts differ."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -76,10 +77,10 @@ SIT: dict[str, tuple[str, Convert]] = {
     **{
         f"{ours}.{part}": (f"{official}.{name}", convert)
         for ours, official in (
-            ("blocks.qkv", "blocks.{layer}.attn.qkv"),
-            ("blocks.proj", "blocks.{layer}.attn.proj"),
-            ("blocks.mlp_in", "blocks.{layer}.mlp.fc1"),
-            ("blocks.mlp_out", "blocks.{layer}.mlp.fc2"),
+            ("blocks.attention.qkv", "blocks.{layer}.attn.qkv"),
+            ("blocks.attention.proj", "blocks.{layer}.attn.proj"),
+            ("blocks.mlp.linear_in", "blocks.{layer}.mlp.fc1"),
+            ("blocks.mlp.linear_out", "blocks.{layer}.mlp.fc2"),
             ("blocks.modulation", "blocks.{layer}.adaLN_modulation.1"),
             ("modulation_out", "final_layer.adaLN_modulation.1"),
         )
@@ -101,15 +102,14 @@ class Entry:
 
 
 def entries(cfg: BackboneConfig) -> Iterator[Entry]:
-    """Every tensor that the official code has for this architecture."""
-    shapes = parameter_shapes(cfg)
-    for path, (name, convert) in TENSORS[family_of(cfg)].items():
-        if path not in shapes:
-            continue
+    """Every tensor of this architecture: those that the official code has, and what it lacks under our own names."""
+    shapes, table = parameter_shapes(cfg), TENSORS[family_of(cfg)]
+    for path in [*(path for path in table if path in shapes), *(path for path in shapes if path not in table)]:
+        name, convert = table.get(path) or (re.sub(r"^(\w*blocks)\.", r"\1.{layer}.", path), SAME)
         shape = shapes[path].shape
         if "{layer}" not in name:
             yield Entry(name, convert.official_shape(shape, cfg), path, None, convert)
         else:
-            for layer in range(cfg.depth):
+            for layer in range(shape[0]):
                 official_shape = convert.official_shape(shape[1:], cfg)
                 yield Entry(name.format(layer=layer), official_shape, path, layer, convert)

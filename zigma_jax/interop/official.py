@@ -11,13 +11,14 @@ from safetensors.numpy import load_file
 
 from zigma_jax.errors import ConfigError, WeightsError
 from zigma_jax.interop.file_kind import file_kind
-from zigma_jax.interop.layouts import entries
+from zigma_jax.interop.layouts import TENSORS, entries
 from zigma_jax.interop.shapes import config_from_shapes, sit_config_from_shapes
 from zigma_jax.interop.state_dict import find_arguments, find_state_dict
 from zigma_jax.interop.torch_file import read_torch, write_torch
 from zigma_jax.interop.weights import check_shapes, config_from_dict, flat_parameters, model_from_parameters
 from zigma_jax.models.config import ZigMaConfig
-from zigma_jax.models.families import FAMILIES, BackboneConfig, Model, config_to_dict, family_of
+from zigma_jax.models.families import BackboneConfig, Model, config_to_dict, family_of
+from zigma_jax.models.sit import SiT
 from zigma_jax.models.zigma import ZigMa
 
 _POS_EMBED = ("none", "sincos", "learned", "per_layer")  # position = the official `use_pe`
@@ -36,7 +37,7 @@ def load_official(
     config: BackboneConfig | None = None,
     fallback: BackboneConfig | None = None,
     num_heads: int | None = None,
-) -> Model:
+) -> ZigMa | SiT:
     """A model with the weights of its authors' checkpoint. Nothing in the file is executed.
 
     Args:
@@ -55,8 +56,8 @@ def load_official(
         WeightsError: not such a file; architecture in neither the file nor `config`; tensors missing, unexpected
             or mis-shaped (all listed by name); an unsafe pickle (see `torch_file`).
     """
-    if family not in FAMILIES:
-        raise ConfigError(f"family = {family!r}: must be one of {', '.join(FAMILIES)}")
+    if family not in TENSORS:
+        raise ConfigError(f"family = {family!r}: must be one of {', '.join(TENSORS)}")
     if config is not None and family_of(config) != family:
         raise ConfigError(f"family = {family!r}, but config is a {type(config).__name__}")
     if num_heads is not None and family != "sit":
@@ -70,7 +71,7 @@ def load_official(
         if isinstance(said, Mapping):
             config = config_from_dict(said["config"], os.fspath(path))
         elif family == "sit":
-            config = sit_config_from_shapes(tensors, os.fspath(path), num_heads)
+            config = fallback or sit_config_from_shapes(tensors, os.fspath(path), num_heads)
         else:
             config = _config_from_file(contents, tensors, path, fallback)
     if isinstance(config, ZigMaConfig) and config.pos_embed == "per_layer":
@@ -113,6 +114,8 @@ def save_official(model: Model, path: str | os.PathLike, *, train_steps: int = 0
 
 def official_tensors(model: Model) -> OrderedDict[str, np.ndarray]:
     """The model's parameters under their official names and in their official layouts."""
+    if family_of(model.cfg) not in TENSORS:
+        raise ConfigError(f"family = {family_of(model.cfg)!r}: there is no official form of it; write safetensors")
     parameters = flat_parameters(model)
     tensors = OrderedDict()
     for entry in entries(model.cfg):

@@ -21,7 +21,7 @@ def config_from_dict(fields: Mapping[str, Any], source: str) -> BackboneConfig:
         raise WeightsError(f"{source}: its configuration is no architecture: {error}") from error
 
 
-def abstract_model(cfg: BackboneConfig) -> Model:
+def abstract_model(cfg: BackboneConfig) -> Any:
     """The model's structure with shapes and dtypes in place of arrays."""
     return nnx.eval_shape(lambda: build(cfg, rngs=nnx.Rngs(0)))
 
@@ -36,7 +36,7 @@ def flat_parameters(model: Model) -> dict[str, np.ndarray]:
     return {path: np.asarray(value) for path, value in _flatten(nnx.state(model, nnx.Param)).items()}
 
 
-def model_from_parameters(cfg: BackboneConfig, parameters: Mapping[str, np.ndarray], source: str) -> Model:
+def model_from_parameters(cfg: BackboneConfig, parameters: Mapping[str, np.ndarray], source: str) -> Any:
     """A model with the given parameters.
 
     Raises:

@@ -1,4 +1,9 @@
-"""One layer of ZigMa: residual, norm, modulated mixer and, with text, cross attention (`Block` of model_zigma.py)."""
+"""One layer of ZigMa: residual, norm, modulated mixer, with text cross attention, with mlp_ratio an MLP.
+
+Source: `Block` of model_zigma.py; the MLP is DiT's.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +12,11 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 from zigma_kernels import GridPath
 
+from zigma_jax.models.attention import SelfAttention
 from zigma_jax.models.config import ZigMaConfig
-from zigma_jax.models.initializers import torch_linear, zeros
+from zigma_jax.models.initializers import torch_linear, xavier_uniform, zeros
 from zigma_jax.models.linear import Linear
+from zigma_jax.models.mamba2 import Mamba2Mixer
 from zigma_jax.models.mixer import Mixer
 from zigma_jax.models.text import Text
 
@@ -17,6 +24,38 @@ from zigma_jax.models.text import Text
 def modulate(x: Float[Array, "b L hidden"], shift: Float[Array, "b hidden"], scale: Float[Array, "b hidden"]):
     """x·(1 + scale) + shift, the same for all tokens of a sample."""
     return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def layer_norm(size: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Without scale and bias, which come with the modulation."""
+    return nnx.LayerNorm(
+        size, epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+
+class MLP(nnx.Module):
+    """Linear → GELU (by tanh) → Linear, of each token (`Mlp` of timm, as in DiT and SiT)."""
+
+    def __init__(self, size: int, inner_size: int, *, dtype, rngs: nnx.Rngs):
+        linear = functools.partial(Linear, dtype=dtype, kernel_init=xavier_uniform, bias_init=zeros, rngs=rngs)
+        self.linear_in, self.linear_out = linear(size, inner_size), linear(inner_size, size)
+
+    def __call__(self, x: Float[Array, "b L hidden"]) -> Float[Array, "b L hidden"]:
+        return self.linear_out(jax.nn.gelu(self.linear_in(x), approximate=True))
+
+
+def make_mixer(kind: str, cfg: ZigMaConfig, directions: int, *, rngs: nnx.Rngs) -> Mixer | Mamba2Mixer | SelfAttention:
+    """The mixer called `kind`, a function of (tokens, orders) → tokens in raster order."""
+    if kind == "attention":
+        return SelfAttention(
+            cfg.hidden_size,
+            cfg.hidden_size // cfg.head_size,
+            qk_norm=cfg.qk_norm,
+            rotary=cfg.grid if cfg.rotary else None,
+            dtype=jnp.dtype(cfg.dtype),
+            rngs=rngs,
+        )
+    return {"mamba": Mixer, "mamba2": Mamba2Mixer}[kind](cfg, directions, rngs=rngs)
 
 
 class CrossAttention(nnx.Module):
@@ -60,33 +99,29 @@ class CrossAttention(nnx.Module):
 class Block(nnx.Module):
     """residual += x; x = norm(residual); x += gate·mixer(modulate(x)); with text x += gate·attention(modulate(LN(x))).
 
-    The sums are with the *normed* x; the residual stream runs beside it in float32.
+    With an MLP, x += gate·MLP(modulate(LN(x))) at the end. The sums are with the *normed* x; the residual stream runs
+    beside it in float32.
     """
 
-    def __init__(self, cfg: ZigMaConfig, directions: int, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: ZigMaConfig, mixer: str, directions: int, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(cfg.dtype)
         size = cfg.hidden_size
         self.norm = nnx.RMSNorm(size, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.modulation = Linear(
             size,
-            (6 if cfg.context_size else 3) * size,
+            (3 + (3 if cfg.context_size else 0) + (3 if cfg.mlp_ratio else 0)) * size,
             dtype=dtype,
             kernel_init=zeros,
             bias_init=zeros,
             rngs=rngs,
         )
-        self.mixer = Mixer(cfg, directions, rngs=rngs)
+        self.mixer = make_mixer(mixer, cfg, directions, rngs=rngs)
         if cfg.context_size:
-            self.norm_attention = nnx.LayerNorm(
-                size,
-                epsilon=1e-6,
-                use_bias=False,
-                use_scale=False,
-                use_fast_variance=False,
-                dtype=dtype,
-                rngs=rngs,
-            )
+            self.norm_attention = layer_norm(size, dtype, rngs)
             self.attention = CrossAttention(size, dtype=dtype, rngs=rngs)
+        if cfg.mlp_ratio:
+            self.norm_mlp = layer_norm(size, dtype, rngs)
+            self.mlp = MLP(size, round(cfg.mlp_ratio * size), dtype=dtype, rngs=rngs)
         if cfg.pos_embed == "per_layer":
             self.pos_embed = nnx.Param(jnp.zeros((cfg.num_tokens, size)))
 
@@ -107,11 +142,14 @@ class Block(nnx.Module):
         residual = with_layout_constraint(residual + branch.astype(jnp.float32), Layout((0, 1, 2)))
         x = self.norm(residual)
 
-        shift, scale, gate, *attention = jnp.split(
-            self.modulation(jax.nn.silu(c)), self.modulation.out_features // x.shape[-1], axis=-1
-        )
+        parts = iter(jnp.split(self.modulation(jax.nn.silu(c)), self.modulation.out_features // x.shape[-1], axis=-1))
+        shift, scale, gate = next(parts), next(parts), next(parts)
         x = x + gate[:, None] * self.mixer(modulate(x, shift, scale), orders)
-        if attention and text is not None:
-            shift, scale, gate = attention
-            x = x + gate[:, None] * self.attention(modulate(self.norm_attention(x), shift, scale), text)
+        if hasattr(self, "attention"):
+            shift, scale, gate = next(parts), next(parts), next(parts)
+            if text is not None:
+                x = x + gate[:, None] * self.attention(modulate(self.norm_attention(x), shift, scale), text)
+        if hasattr(self, "mlp"):
+            shift, scale, gate = next(parts), next(parts), next(parts)
+            x = x + gate[:, None] * self.mlp(modulate(self.norm_mlp(x), shift, scale))
         return x, residual

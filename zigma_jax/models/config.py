@@ -6,6 +6,7 @@ import math
 from zigma_jax.errors import ConfigError
 
 CHOICES = {
+    "mixer": ("mamba", "mamba2", "attention"),
     "pos_embed": ("none", "sincos", "learned", "per_layer"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "block"),
@@ -21,6 +22,14 @@ class ZigMaConfig:
         patch_size: side of the square patches that become tokens; divides h and w.
         hidden_size: width of the token stream. Inner width, time-step rank and so on follow from it.
         depth: number of blocks.
+        mixer: what mixes the tokens of a layer: "mamba" (the selective scan), "mamba2" (the scan with one decay a head,
+            SSD) or "attention". The scans follow the visiting orders; to attention all orders are one.
+        attention_every: every so many layers, the last one of each group has attention in place of the scan, and the
+            scanning layers between share the orders out among themselves; 0 for no such layers.
+        mlp_ratio: inner width over `hidden_size` of an MLP at the end of each block, as in DiT; 0 for no MLP.
+        head_size: channels of a head, of attention and of "mamba2".
+        qk_norm: attention normalises queries and keys.
+        rotary: attention turns queries and keys by their token's place in the grid (RoPE).
         scan: the visiting orders by name, e.g. "zigzag8"; see `zigma_jax.models.orders.scan_orders`.
         scan_seed: seed of the "random<k>" orders, so that a checkpoint reproduces them.
         pos_embed: "none", "sincos" (fixed), "learned", or "per_layer" (learned, added before every block).
@@ -31,7 +40,7 @@ class ZigMaConfig:
         context_size: width of the text tokens given as `y`; 0 for a model without text.
         condition_scale: factor on what class embeddings and the projection of text start from. At the official
             scale (1) they are far smaller than the embedding of time, and a short run learns to ignore them.
-        state_size: states per channel of the selective scan (n).
+        state_size: states per channel of the scan (n): 16 as a rule, for "mamba2" 64 to 128.
         conv_width: taps of the causal convolution, 2 to 4.
         expand: inner width of the mixer over `hidden_size`.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0. Training only.
@@ -51,6 +60,12 @@ class ZigMaConfig:
     patch_size: int = 1
     hidden_size: int = 768
     depth: int = 24
+    mixer: str = "mamba"
+    attention_every: int = 0
+    mlp_ratio: float = 0.0
+    head_size: int = 64
+    qk_norm: bool = False
+    rotary: bool = False
     scan: str = "zigzag8"
     scan_seed: int = 0
     pos_embed: str = "learned"
@@ -80,7 +95,7 @@ class ZigMaConfig:
             "sample_shape",
             "must be (height, width, channels) or (frames, height, width, channels), all positive",
         )
-        for field in ("patch_size", "hidden_size", "depth", "state_size", "expand"):
+        for field in ("patch_size", "hidden_size", "depth", "state_size", "expand", "head_size"):
             require(getattr(self, field) >= 1, field, "must be at least 1")
         height, width = self.sample_shape[-3:-1]
         require(
@@ -111,6 +126,35 @@ class ZigMaConfig:
             "hidden_size",
             "must be a multiple of 4 for pos_embed = 'sincos' (sine and cosine of two axes)",
         )
+
+        self._check_mixers(require)
+
+    def _check_mixers(self, require):
+        every = self.attention_every
+        require(every == 0 or 2 <= every <= self.depth, "attention_every", f"must be 0, or 2 … depth = {self.depth}")
+        require(not (every and self.mixer == "attention"), "attention_every", "every layer has it: mixer = 'attention'")
+        require(0 <= self.mlp_ratio <= 64, "mlp_ratio", "must be in [0, 64]")
+        require(
+            not self.mlp_ratio or round(self.mlp_ratio * self.hidden_size) >= 1,
+            "mlp_ratio",
+            f"leaves the MLP no width, with hidden_size = {self.hidden_size}",
+        )
+        attends = self.mixer == "attention" or every > 0
+        for uses, width in ((attends, "hidden_size"), (self.mixer == "mamba2", "inner_size")):
+            size = getattr(self, width)
+            require(not uses or size % self.head_size == 0, "head_size", f"must divide {width} = {size}")
+        for field in ("qk_norm", "rotary"):
+            require(attends or not getattr(self, field), field, "means something to attention alone, and there is none")
+        require(
+            not self.rotary or self.head_size >= 2 * len(self.grid),
+            "head_size",
+            f"must be at least {2 * len(self.grid)}, a pair for each axis of the grid, for rotary = True",
+        )
+
+    def attends(self, layer: int) -> bool:
+        """Whether this layer has attention in place of a scan."""
+        every = self.attention_every
+        return self.mixer == "attention" or (every > 0 and layer % every == every - 1)
 
     @property
     def is_video(self) -> bool:

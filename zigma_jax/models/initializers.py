@@ -58,3 +58,8 @@ def log_arange(key, shape, dtype=jnp.float32):
     """A_log (d, n) = log(1 … n) in every channel: S4D-real."""
     del key
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
+
+
+def log_uniform_decay(key, shape, dtype=jnp.float32):
+    """A_log of Mamba-2's heads: the logarithm of a decay drawn uniformly from [1, 16]."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))

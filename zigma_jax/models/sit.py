@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer, Key
 
 from zigma_jax.errors import ConfigError
-from zigma_jax.models.attention import attention
-from zigma_jax.models.blocks import modulate
+from zigma_jax.models.attention import SelfAttention
+from zigma_jax.models.blocks import MLP, layer_norm, modulate
 from zigma_jax.models.embeddings import patchify, sincos_table, sinusoidal, unpatchify
 from zigma_jax.models.initializers import normal_002, xavier_uniform, zeros
 from zigma_jax.models.linear import Linear
@@ -115,6 +115,8 @@ class SiT(nnx.Module):
         blocks: one `SiTBlock` whose parameters carry a leading layer axis (depth, …).
     """
 
+    Config = SiTConfig
+
     def __init__(self, cfg: SiTConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(cfg.dtype)
         size, patch_values = cfg.hidden_size, cfg.patch_size**2 * cfg.channels
@@ -199,24 +201,16 @@ class SiTBlock(nnx.Module):
 
     def __init__(self, cfg: SiTConfig, *, rngs: nnx.Rngs):
         dtype, size = jnp.dtype(cfg.dtype), cfg.hidden_size
-
-        def linear(size_in, size_out, init=xavier_uniform):
-            return Linear(size_in, size_out, dtype=dtype, kernel_init=init, bias_init=zeros, rngs=rngs)
-
-        self.num_heads = cfg.num_heads
         self.norm_attention, self.norm_mlp = layer_norm(size, dtype, rngs), layer_norm(size, dtype, rngs)
-        self.qkv, self.proj = linear(size, 3 * size), linear(size, size)
-        self.mlp_in, self.mlp_out = linear(size, cfg.mlp_size), linear(cfg.mlp_size, size)
-        self.modulation = linear(size, 6 * size, zeros)
+        self.attention = SelfAttention(size, cfg.num_heads, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(size, cfg.mlp_size, dtype=dtype, rngs=rngs)
+        self.modulation = Linear(size, 6 * size, dtype=dtype, kernel_init=zeros, bias_init=zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b L hidden"], c: Float[Array, "b hidden"]) -> Float[Array, "b L hidden"]:
         shift, scale, gate, *of_mlp = jnp.split(self.modulation(jax.nn.silu(c)), 6, axis=-1)
-        qkv = self.qkv(modulate(self.norm_attention(x), shift, scale))
-        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:-1], 3, self.num_heads, -1), -3, 0)
-        x = x + gate[:, None] * self.proj(attention(q, k, v).reshape(x.shape))
+        x = x + gate[:, None] * self.attention(modulate(self.norm_attention(x), shift, scale))
         shift, scale, gate = of_mlp
-        hidden = jax.nn.gelu(self.mlp_in(modulate(self.norm_mlp(x), shift, scale)), approximate=True)
-        return x + gate[:, None] * self.mlp_out(hidden)
+        return x + gate[:, None] * self.mlp(modulate(self.norm_mlp(x), shift, scale))
 
 
 class SiTTimeEmbedding(nnx.Module):
@@ -231,10 +225,3 @@ class SiTTimeEmbedding(nnx.Module):
     def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b hidden"]:
         """Embeds t (b,), in float32 whatever the model computes in."""
         return self.linear_out(jax.nn.silu(self.linear_in(sinusoidal(t, self.frequencies))))
-
-
-def layer_norm(size: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Without scale and bias, which come with the modulation."""
-    return nnx.LayerNorm(
-        size, epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype, rngs=rngs
-    )

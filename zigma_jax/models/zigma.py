@@ -1,5 +1,6 @@
 """ZigMa: a diffusion backbone whose layers scan the tokens along a different path each (arXiv 2403.13802)."""
 
+import math
 from functools import partial
 
 import jax
@@ -40,9 +41,12 @@ class ZigMa(nnx.Module):
         rngs: `nnx.Rngs`; its `params` stream initialises the weights as the original does.
 
     Attributes:
-        blocks: one `Block` whose parameters carry a leading layer axis (depth, …).
-        plan: the visiting orders: layer i scans along `plan.layer(i)`.
+        blocks: one `Block` whose parameters carry a leading axis of layers, (depth, …) but in a hybrid.
+        attention_blocks: in a hybrid (`attention_every`), the same for the layers that attend.
+        plan: the visiting orders: the i-th layer that scans does it along `plan.layer(i)`.
     """
+
+    Config = ZigMaConfig
 
     def __init__(self, cfg: ZigMaConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(cfg.dtype)
@@ -71,7 +75,14 @@ class ZigMa(nnx.Module):
         if cfg.temporal_pos_embed:
             self.temporal_pos_embed = nnx.Param(jnp.zeros((cfg.grid[0], size)))
         directions = 2 if self.plan.bidirectional else 1
-        self.blocks = stack_layers(lambda r: Block(cfg, directions, rngs=r), cfg.depth, rngs.params())
+        attending = cfg.depth // cfg.attention_every if cfg.attention_every else 0
+        self.blocks = stack_layers(
+            lambda r: Block(cfg, cfg.mixer, directions, rngs=r), cfg.depth - attending, rngs.params()
+        )
+        if attending:
+            self.attention_blocks = stack_layers(
+                lambda r: Block(cfg, "attention", directions, rngs=r), attending, rngs.params()
+            )
         self.norm = nnx.RMSNorm(size, epsilon=1e-5, rngs=rngs)
         self.norm_out = nnx.LayerNorm(
             size, epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, rngs=rngs
@@ -181,30 +192,49 @@ class ZigMa(nnx.Module):
         return c, None
 
     def _apply_blocks(self, x, c, text, keep):
-        """All blocks: a scan over groups of one period of orders, so that compile time does not grow with depth."""
-        graphdef, layers = nnx.split(self.blocks)
-        period = min(self.plan.period, self.cfg.depth)
-        groups, rest = divmod(self.cfg.depth, period)
+        """All blocks: a scan over groups of one period of layers, so that compile time does not grow with depth."""
+        names = [name for name in ("blocks", "attention_blocks") if hasattr(self, name)]
+        graphdefs, layers = zip(*(nnx.split(getattr(self, name)) for name in names), strict=True)
 
-        def apply_block(orders, carry, layer, keep):
-            return nnx.merge(graphdef, layer)(*carry, c, text, orders, keep)
+        def apply_block(kind, orders, carry, layer, keep):
+            return nnx.merge(graphdefs[kind], layer)(*carry, c, text, orders, keep)
 
         if self.cfg.remat != "none":
-            apply_block = jax.checkpoint(apply_block, static_argnums=(0,), policy=REMAT_POLICIES[self.cfg.remat])
+            apply_block = jax.checkpoint(apply_block, static_argnums=(0, 1), policy=REMAT_POLICIES[self.cfg.remat])
 
-        def apply_group(carry, xs):
-            for i in range(jax.tree.leaves(xs)[0].shape[0]):
-                layer, layer_keep = jax.tree.map(lambda a, i=i: a[i], xs)
-                carry = apply_block(self.plan.layer(i), carry, layer, layer_keep)
+        def apply_layers(carry, xs):
+            """Consecutive layers, the first one a period's first: those of `blocks`, those that attend, and keep."""
+            *layers, keep = xs
+            used = [0] * len(layers)
+            for i in range(sum(jax.tree.leaves(stack)[0].shape[0] for stack in layers)):
+                kind = int(len(layers) > 1 and self.cfg.attends(i))
+                layer = jax.tree.map(lambda a, n=used[kind]: a[n], layers[kind])
+                orders = self.plan.layer(used[kind])
+                carry = apply_block(kind, orders, carry, layer, None if keep is None else keep[i])
+                used[kind] += 1
             return carry, None
 
-        xs = (layers, None if keep is None else keep[:-1])
+        period = self._period()
+        attending = period // self.cfg.attention_every if len(names) > 1 else 0
+        groups = self.cfg.depth // period
+        stacks = [*zip(layers, (period - attending, attending), strict=False)]
+        stacks.append((None if keep is None else keep[:-1], period))
+        grouped = [
+            jax.tree.map(lambda a, n=n: a[: groups * n].reshape(groups, n, *a.shape[1:]), stack) for stack, n in stacks
+        ]
         carry = (x, jnp.zeros(x.shape, jnp.float32))
-        grouped = jax.tree.map(lambda a: a[: groups * period].reshape(groups, period, *a.shape[1:]), xs)
-        carry, _ = jax.lax.scan(apply_group, carry, grouped, unroll=self.cfg.unroll or 1)
-        if rest:
-            carry, _ = apply_group(carry, jax.tree.map(lambda a: a[-rest:], xs))
+        carry, _ = jax.lax.scan(apply_layers, carry, grouped, unroll=self.cfg.unroll or 1)
+        if self.cfg.depth % period:
+            carry, _ = apply_layers(carry, [jax.tree.map(lambda a, n=n: a[groups * n :], stack) for stack, n in stacks])
         return carry
+
+    def _period(self) -> int:
+        """Number of layers after which both the orders and the kinds of layers repeat; at most all of them."""
+        every, orders = self.cfg.attention_every, self.plan.period
+        if self.cfg.mixer == "attention":
+            return 1
+        period = every * (orders // math.gcd(orders, every - 1)) if every else orders
+        return min(period, self.cfg.depth)
 
 
 def drop_path_scales(key: Key[Array, "*b"], batch: int, depth: int, rate: float) -> Float[Array, "layers b"]:

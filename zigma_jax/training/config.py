@@ -167,6 +167,7 @@ class SampleConfig:
         atol, rtol: tolerances of the adaptive methods.
         guidance: scale of classifier-free guidance; 1 is none. Needs model.null_class, or text.
         guidance_interval: times (lo, hi) between which it is in effect; data is at 1.
+        guidance_channels: only the first so many channels are guided, 3 in SiT's published results; None: all.
         diffusion, diffusion_norm, last_step, last_step_size: of an SDE, see `sample_sde`; "none" is no last step.
     """
 
@@ -177,6 +178,7 @@ class SampleConfig:
     rtol: float = 1e-3
     guidance: float = 1.0
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
+    guidance_channels: int | None = None
     diffusion: str = "sigma"
     diffusion_norm: float = 1.0
     last_step: Literal["mean", "tweedie", "euler", "none"] = "mean"
@@ -194,6 +196,8 @@ class SampleConfig:
         diffusions = ", ".join(sde.DIFFUSIONS)
         require(self.diffusion in sde.DIFFUSIONS, "sample.diffusion", self.diffusion, f"must be one of {diffusions}")
         require(0 < self.last_step_size < 1, "sample.last_step_size", self.last_step_size, "must be in (0, 1)")
+        channels = self.guidance_channels
+        require(channels is None or channels >= 1, "sample.guidance_channels", channels, "must be at least 1, or None")
         try:
             check_guidance(self.guidance, self.guidance_interval)
             if self.sde_method:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from ml_collections import config_dict
 
 from zigma_jax.errors import ConfigError
-from zigma_jax.models.families import FAMILIES, config_to_dict
+from zigma_jax.models.families import FAMILIES, config_to_dict, family_named, import_family
 from zigma_jax.training.config import RunConfig, require
 
 _SECTIONS: dict[str, Any] = {section.name: section.type for section in dataclasses.fields(RunConfig)}
@@ -26,23 +26,37 @@ _SIMPLE = (bool, int, float, str)
 @dataclasses.dataclass(frozen=True)
 class _Family:
     family: str = dataclasses.field(
-        default="zigma", metadata={"meaning": f"which backbone: {', '.join(FAMILIES)}; fields of others mean nothing."}
+        default="zigma",
+        metadata={
+            "meaning": f"which backbone: {', '.join(FAMILIES)}, or package.module:Class of your own. The fields of the "
+            "others mean nothing."
+        },
     )
 
 
 (_FAMILY,) = dataclasses.fields(_Family)
 
 
-def default_config() -> Any:
+def default_config(family: str = "zigma") -> Any:
     """A ConfigDict with the defaults of every field, to be changed by a config file and by flags.
 
+    family: the backbone; one of your own, "package.module:Class", is imported, and the section `model` has its fields.
     The size of the samples is said once: `data.image_size` (one number, or height and width), or `model.sample_shape`.
     """
-    fields = {name: {f.name: _settable(f.default, f.type) for f in section_fields(name).values()} for name in _SECTIONS}
+    model = import_family(family).Config
+    fields = {
+        name: {f.name: _settable(_default(f), f.type) for f in section_fields(name, model).values()}
+        for name in _SECTIONS
+    }
+    fields["model"]["family"] = family
     config: Any = config_dict.ConfigDict(fields)
     config.model.sample_shape = config_dict.placeholder(object)
     config.data.image_size = config_dict.placeholder(object)
     return config.lock()
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _settable(default: Any, wanted: Any) -> Any:
@@ -79,11 +93,12 @@ def from_dict(sections: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig
     return RunConfig(**parsed)
 
 
-def section_fields(name: str) -> dict[str, Any]:
-    """The fields of a section by name: of `model` those of all families, and which of them it is."""
+def section_fields(name: str, model: Any = None) -> dict[str, Any]:
+    """The fields of a section by name: of `model` those of all families, `model`'s first, and which of them it is."""
     if name != "model":
         return {field.name: field for field in dataclasses.fields(_SECTIONS[name])}
-    kinds = [kind for kind, _ in FAMILIES.values()]
+    kinds: list[Any] = [model] if model else []
+    kinds += [family.Config for family in FAMILIES.values() if family.Config is not model]
     fields = {field.name: field for kind in reversed(kinds) for field in dataclasses.fields(kind)}
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     return {"family": _FAMILY} | {name: fields[name] for name in names}
@@ -91,12 +106,15 @@ def section_fields(name: str) -> dict[str, Any]:
 
 def _of_family(fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The dataclass of a model's family, and those of the section's fields that it has: the others mean nothing."""
-    fields, known = dict(fields), section_fields("model")
+    fields = dict(fields)
+    family = fields.pop("family", "zigma")
+    try:
+        section = family_named(family).Config
+    except ConfigError as error:
+        raise ConfigError(f"config.model.{error}") from None
+    known = section_fields("model", section)
     for field in fields:
         check_known(field, known, "model.")
-    family = fields.pop("family", "zigma")
-    require(family in FAMILIES, "model.family", family, f"must be one of {', '.join(FAMILIES)}")
-    section = FAMILIES[family][0]
     names = {field.name for field in dataclasses.fields(section)}
     return section, {name: value for name, value in fields.items() if name in names}
 
@@ -235,7 +253,7 @@ def describe_fields() -> str:
     """Every field of a configuration: its flag, type, default and meaning, as --help prints them."""
     lines = []
     for name, section in _SECTIONS.items():
-        kinds = [kind for kind, _ in FAMILIES.values()] if name == "model" else [section]
+        kinds = [family.Config for family in FAMILIES.values()] if name == "model" else [section]
         lines += ["", f"config.{name}: {_first_line(kinds[0])}"]
         meaning = {"family": _FAMILY.metadata["meaning"]} if name == "model" else {}
         meaning |= {field: said for kind in reversed(kinds) for field, said in _attributes(kind)}

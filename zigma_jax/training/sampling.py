@@ -108,7 +108,7 @@ def _guided(model: Model, y, null: Text | None, cfg: SampleConfig):
     if cfg.guidance == 1:
         return lambda x, t: model(x, t, y)
     no_condition = model.null_condition(y) if null is None else null
-    return guide(model, y, no_condition, cfg.guidance, cfg.guidance_interval)
+    return guide(model, y, no_condition, cfg.guidance, cfg.guidance_interval, cfg.guidance_channels)
 
 
 def _on_mesh(function, dtype, mesh: Mesh, null: Text | None):

@@ -10,8 +10,9 @@ from zigma_jax.errors import ConfigError, WeightsError
 from zigma_jax.files import write_atomically
 from zigma_jax.interop import load_official, load_safetensors, save_official, save_safetensors
 from zigma_jax.interop.file_kind import file_kind
+from zigma_jax.interop.layouts import TENSORS
 from zigma_jax.interop.weights import abstract_model, config_from_dict
-from zigma_jax.models.families import BackboneConfig, Model, config_to_dict
+from zigma_jax.models.families import BackboneConfig, Model, config_to_dict, family_of
 from zigma_jax.training.array_store import flatten, load_params, save_params
 from zigma_jax.training.best import best_step
 from zigma_jax.training.checkpoint import Checkpointer
@@ -38,7 +39,11 @@ _OTHER = (
 
 
 def load_weights(
-    source: Path, weights: str = "ema", checkpoint: str = "latest", architecture: BackboneConfig | None = None
+    source: Path,
+    weights: str = "ema",
+    checkpoint: str = "latest",
+    architecture: BackboneConfig | None = None,
+    family: str | None = None,
 ) -> tuple[Model, RunConfig | None]:
     """The model that `source` holds, and the configuration it was trained with if `source` is a workdir.
 
@@ -47,6 +52,7 @@ def load_weights(
             directory of bare orbax parameters as `save_weights` writes it.
         weights, checkpoint: as `load_workdir` has them; of other sources than workdirs there is one checkpoint.
         architecture: of files that do not tell theirs.
+        family: whose official file it is, "sit" for SiT's; None: that of `architecture`, or "zigma".
 
     Raises:
         WeightsError: `source` is none of these, or has weights that are NaN or infinite. Otherwise as `load_workdir`.
@@ -63,10 +69,13 @@ def load_weights(
         raise WeightsError(
             f"{source}: a directory without checkpoints/ of a run and without orbax parameters (params/)"
         )
-    if file_kind(source) == "safetensors":
+    if file_kind(source) == "safetensors" and family not in TENSORS:
         model = load_safetensors(source, fallback=architecture)
     else:
-        model = load_official(source, weights="ema" if weights == "ema" else "model", fallback=architecture)
+        family = family or (family_of(architecture) if architecture else "zigma")
+        model = load_official(
+            source, family=family, weights="ema" if weights == "ema" else "model", fallback=architecture
+        )
     _check_finite(params_of(model), source)
     return model, None
 
