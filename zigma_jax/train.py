@@ -179,7 +179,7 @@ class Run:
             if self._due(cfg.checkpoint.every) or (self.evaluation is not None and self.evaluation.due(self.step)):
                 self._save()
             self._evaluate()
-            if self._due(cfg.log.preview_every):
+            if cfg.log.preview_every and (self._due(cfg.log.preview_every) or self.step == last):
                 self._preview()
         self._check_skipped(previous, self.step)
         self._save()

@@ -1,8 +1,9 @@
 """How an op's `implementation` argument is followed, and how to see what was chosen."""
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ type Implementation = Callable[..., Any]
 
 CHOSEN = "chosen"
 _log = logging.getLogger(__name__)
+_target: ContextVar[Any] = ContextVar("target", default=None)  # the device that `compiling_for` names
 _findings: ContextVar[dict[str, str] | None] = ContextVar("findings", default=None)  # `explain` listens here
 
 
@@ -108,6 +110,21 @@ def nvidia_capability() -> tuple[int, int] | None:
     return min((int(major), int(minor)) for major, minor in (version.split(".") for version in versions))
 
 
+@contextlib.contextmanager
+def compiling_for(device: Any) -> Iterator[None]:
+    """Inside, what is traced takes the implementations that a device which need not be here would take.
+
+    device: has `device_kind` and, of NVIDIA's, `compute_capability`, as "9.0".
+    """
+    token = _target.set(device)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
 def _default_devices():
+    if _target.get() is not None:
+        return [_target.get()]
     default = jax.config.jax_default_device  # None, a platform's name or a device
     return [default] if isinstance(default, jax.Device) else jax.devices(default)

@@ -18,6 +18,8 @@ def exact_model(ip: Interpolant):
             return -standardised
         if ip.prediction == "noise":
             return noise
+        if ip.prediction == "data":
+            return MEAN + c.alpha * STD**2 * standardised
         return c.d_alpha * (MEAN + c.alpha * STD**2 * standardised) + c.d_sigma * noise
 
     return model_fn

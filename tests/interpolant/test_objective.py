@@ -56,6 +56,31 @@ def test_float32_agrees_to_float32(golden, path, prediction):
         np.testing.assert_allclose(ours / scale, expected / scale, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_prediction_of_data_is_one_of_velocity(x64, path):
+    """The same fields, and the same loss but near the data, where its weight is held back."""
+    by_data, by_velocity = Interpolant(path, "data"), Interpolant(path)
+
+    def data_fn(x, t):
+        c = by_data.coefficients(t, x.ndim)
+        return (c.sigma * model_fn(x, t) - c.d_sigma * x) / c.wronskian
+
+    rng = np.random.default_rng(0)
+    x1, x0 = (jnp.asarray(rng.standard_normal((9, 4, 4, 2))) for _ in range(2))
+    t = jnp.linspace(0.02, 0.9, 9)
+    for found, expected in zip(by_data.fields(data_fn, x1, t), by_velocity.fields(model_fn, x1, t), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+    inside = by_data.coefficients(t).sigma > 0.05
+    losses = (ip.loss_at(fn, x1, x0, t) for ip, fn in ((by_data, data_fn), (by_velocity, model_fn)))
+    found, expected = (np.asarray(loss)[inside] for loss in losses)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    assert len(found) >= 5
+    end = jnp.full(9, 1 - 1e-6)
+    weight = by_data.coefficients(end).wronskian / 0.05
+    np.testing.assert_allclose(by_data.loss_at(lambda x, t: x1 + 0.01, x1, x0, end), (0.01 * weight) ** 2, rtol=1e-6)
+    assert by_data.interval("sample") == (0.0, 1 - 1e-3)
+
+
 def test_intervals_match_the_original(golden):
     for key, expected in golden.items():
         if "/interval/" not in key:

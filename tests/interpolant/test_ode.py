@@ -58,6 +58,8 @@ def test_dopri5_matches_the_original(golden, path, prediction):
         ("vp", "velocity", "dopri5"),
         ("linear", "noise", "tsit5"),
         ("vp", "score", "dopri8"),
+        ("linear", "data", "heun"),
+        ("gvp", "data", "dopri5"),
     ],
 )
 def test_gaussian_data_are_reproduced(path, prediction, method):

@@ -81,13 +81,13 @@ def test_stopped_killed_and_resumed_is_the_same_run_to_the_bit(tmp_path, data_di
 
 @pytest.mark.slow
 def test_a_run_leaves_what_it_says_and_the_programs_use_it(tmp_path, data_dir):
-    config = tiny_config(data_dir, log__preview_every=3)
+    config = tiny_config(data_dir, log__preview_every=4)
     workdir = tmp_path / "run"
     assert train(config, workdir)
     assert [line["step"] for line in metrics(workdir)] == [1, 2, 3, 4, 5, 6]
     assert metrics(workdir)[-1].keys() >= {"loss", "grad_norm", "lr", "images_per_sec", "input_wait", "skipped"}
     previews = sorted(path.name for path in (workdir / "previews").iterdir())
-    assert previews == ["0000003.png", "0000006.png", "latest.png"]
+    assert previews == ["0000004.png", "0000006.png", "latest.png"]  # and one at the end
     with Image.open(workdir / "previews" / "latest.png") as picture:
         assert picture.size == (22, 22)  # 2 × 2 samples of 8 px, gaps of 2
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 6

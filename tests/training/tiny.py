@@ -22,7 +22,7 @@ FIELDS = {
     "optimizer.warmup_steps": 2,
     "checkpoint.every": 2,
     "log.every": 1,
-    "log.preview_every": 100,
+    "log.preview_every": 0,
     "log.preview_count": 4,
     "sample.method": "euler",
     "sample.steps": 3,

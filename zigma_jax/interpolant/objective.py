@@ -13,10 +13,11 @@ from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant.draws import Keys, fold_in_each, normal_like, per_sample_keys
 from zigma_jax.interpolant.path import PATHS, Coefficients
 
-PREDICTIONS = ("velocity", "noise", "score")
+PREDICTIONS = ("velocity", "noise", "score", "data")
 WEIGHTINGS = (None, "velocity", "likelihood")
 TIME_SAMPLINGS = ("uniform", "logit_normal")
 INTERVALS = ("train", "sample", "sde")
+_LEAST_SIGMA = 0.05  # in the weight of a data prediction's loss, 1 / sigma^2, as JiT has it
 _NEAREST = 1e-6  # to a singular end: float32 has 16 numbers between 1 - 1e-6 and 1
 
 ModelFn = Callable[[Array, Array], Array]
@@ -41,9 +42,11 @@ class Interpolant:
 
     Attributes:
         path: "linear" | "gvp" | "vp", see `zigma_jax.interpolant.path`.
-        prediction: "velocity" | "noise" | "score": what model_fn returns.
+        prediction: "velocity" | "noise" | "score" | "data": what model_fn returns. Of the last the loss is still
+            that of the velocity ("Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720).
         weighting: None | "velocity" | "likelihood": factor on the squared error of noise: 1, (g / sigma)^2 or
-            g / sigma^2, with g the path's diffusivity. A velocity loss is never weighted, as in the original.
+            g / sigma^2, with g the path's diffusivity. A velocity loss is never weighted, as in the
+            original; and that of a data prediction is one.
         time_sampling: "uniform" | "logit_normal": distribution of t in training, over `interval("train")`.
             The second is sigmoid(logit_mean + logit_std * normal) (Stable Diffusion 3, arXiv 2403.03206,
             whose t runs the other way: here a positive mean is closer to data).
@@ -87,8 +90,8 @@ class Interpolant:
         """The range (t0, t1) of t: the original's `check_interval`, for use = "train" | "sample" | "sde".
 
         Velocity on linear and gvp is regular on all of [0, 1]. Their noise and score predictions keep eps
-        away from both ends; vp keeps eps away from t = 1. An SDE ("sde", with its `diffusion` form) stops at
-        1 - last_step_size if that is not 0.
+        away from both ends; data predictions, and vp, keep eps away from t = 1. An SDE ("sde", with
+        its `diffusion` form) stops at 1 - last_step_size if that is not 0.
 
         Raises ConfigError for "sample" and "sde" if nothing is left of the range, or if it comes so near to a
         singular end that float32 cannot tell them apart.
@@ -101,7 +104,8 @@ class Interpolant:
         if eps is None:
             eps = 1e-5 if use == "train" and self.path == "vp" else 1e-3
         regular = self.path != "vp" and self.prediction == "velocity"
-        starts_at_0 = self.path == "vp" or (regular and not (use == "sde" and diffusion == "sbdm"))
+        finite = self.prediction in ("velocity", "data") and not (use == "sde" and diffusion == "sbdm")
+        starts_at_0 = self.path == "vp" or finite
         t0 = 0.0 if starts_at_0 else eps
         t1 = 1.0 if regular else 1.0 - eps
         if use == "sde" and last_step_size != 0:
@@ -164,7 +168,8 @@ class Interpolant:
     ) -> Float[Array, "b"]:
         """Loss of each sample, the mean over its elements, at given data x1, noise x0 and time t.
 
-        velocity: |v - (alpha' x1 + sigma' x0)|^2; noise: w |e - x0|^2; score: w |sigma s + x0|^2.
+        velocity: |v - (alpha' x1 + sigma' x0)|^2; noise: w |e - x0|^2; score: w |sigma s + x0|^2; data: the velocity's,
+        |wronskian / sigma (d - x1)|^2, with sigma no smaller than 0.05.
 
         Raises:
             ValueError: shapes of x1 and x0, t or the model's output do not fit; an input is not floating
@@ -181,6 +186,8 @@ class Interpolant:
             error = output - (c.d_alpha * x1 + c.d_sigma * x0)
         elif self.prediction == "noise":
             error = self._weight(c) * (output - x0)
+        elif self.prediction == "data":
+            error = c.wronskian / jnp.maximum(c.sigma, _LEAST_SIGMA) * (output - x1)
         else:
             error = self._weight(c) * (output * c.sigma + x0)
         return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
@@ -208,6 +215,10 @@ class Interpolant:
         if self.prediction == "velocity":
             noise = (c.d_alpha * x - c.alpha * output) / c.wronskian
             return Fields(velocity=output, score=-noise / c.sigma, noise=noise)
+        if self.prediction == "data":
+            noise = (x - c.alpha * output) / c.sigma
+            velocity = (c.d_sigma * x + c.wronskian * output) / c.sigma
+            return Fields(velocity=velocity, score=-noise / c.sigma, noise=noise)
         score, noise = (output, -c.sigma * output) if self.prediction == "score" else (-output / c.sigma, output)
         return Fields(velocity=c.growth * x + c.diffusivity * score, score=score, noise=noise)
 

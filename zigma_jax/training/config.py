@@ -79,9 +79,11 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """optimizer.*: AdamW, with clipping by global norm before the step.
+    """optimizer.*: AdamW or Muon, with clipping by global norm before the step.
 
     Attributes:
+        algorithm: "adamw"; or "muon" (Keller Jordan, 2024) for the kernels of the blocks, whose updates are scaled to
+            the size of AdamW's (arXiv 2502.16982), and AdamW for all else.
         learning_rate: peak learning rate.
         schedule: "constant", or "cosine" down to 0 at train.steps; either after a linear warm-up.
         warmup_steps: length of the warm-up.
@@ -90,6 +92,7 @@ class OptimizerConfig:
         clip_norm: largest global norm of the gradient.
     """
 
+    algorithm: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 1_000
@@ -138,7 +141,7 @@ class LogConfig:
 
     Attributes:
         every: steps between lines of metrics.jsonl and points in TensorBoard.
-        preview_every: steps between grids of samples from fixed noise.
+        preview_every: steps between grids of samples from fixed noise; one more is drawn at the end. 0 is never.
         preview_count: samples in such a grid.
         preview_prompts: what these samples are to show, in turn, for a model of text; none: captions of the data set.
         wandb_project: also log to this Weights & Biases project; empty logs to none.
@@ -152,8 +155,9 @@ class LogConfig:
 
     def __post_init__(self):
         check_numbers(self, "log")
-        for name in ("every", "preview_every", "preview_count"):
+        for name in ("every", "preview_count"):
             require(getattr(self, name) >= 1, f"log.{name}", getattr(self, name), "must be at least 1")
+        require(self.preview_every >= 0, "log.preview_every", self.preview_every, "must not be negative; 0 is never")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -50,11 +51,33 @@ def learning_rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW."""
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(learning_rate(cfg, steps), cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask),
-    )
+    """Clipping by global norm, then AdamW, or Muon for the blocks' matrices."""
+    rate = learning_rate(cfg, steps)
+    if cfg.algorithm == "adamw":
+        rule = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask)
+    else:
+        rule = optax.contrib.muon(
+            rate,
+            eps=cfg.eps,
+            weight_decay=cfg.weight_decay,
+            adam_b1=cfg.b1,
+            adam_b2=cfg.b2,
+            adam_weight_decay=0.0,
+            muon_weight_dimension_numbers=block_matrices,
+            consistent_rms=0.2,  # the root mean square of AdamW's updates: one learning rate serves both
+        )
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), rule)
+
+
+def block_matrices(params: Params) -> Any:
+    """Which axes are a matrix's (in, out), of the kernels in blocks, layer by layer; None for all that are none."""
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+    def of(path, leaf):
+        inside = leaf.ndim == 3 and path[0].key.endswith("blocks") and path[-1].key == "kernel"
+        return matrix if inside else None
+
+    return jax.tree_util.tree_map_with_path(of, params)
 
 
 def decay_mask(params: Params) -> Any:

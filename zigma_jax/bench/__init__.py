@@ -1,0 +1,1 @@
+"""Whole models side by side, in time and memory: `python -m zigma_jax.bench`."""
