@@ -146,7 +146,7 @@ def test_the_program_reports_and_answers_mistakes_in_one_line(finished):
     code, output = program("--config.ablation.scans=('zigzag8','zagzig')")
     assert code == 1
     assert "Traceback" not in output
-    assert "scan='zagzig': there is no such order" in output
+    assert "'zagzig': no such backbone" in output
 
 
 @pytest.mark.parametrize("scan", ["sweep2", "zigzag2"])
@@ -242,10 +242,11 @@ def test_the_tables_numbers():
         "zigzag8": [record("zigzag8", 1, 0.6, 4.5), record("zigzag8", 0, 0.45, 3.0), record("zigzag8", 2, 0.6, 3.0)],
     }
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in make_table(runs, 0.123).splitlines()[:4]]
-    assert rows[2] == ["sweep1", "1,234", "20", "2", "0.60000 ± 0.14142", "", "5.000 ± 1.414", ""]
+    assert rows[2] == ["sweep1", "1,234", "10", "20", "2", "0.60000 ± 0.14142", "", "5.000 ± 1.414", ""]
     assert rows[3] == [
         "zigzag8",
         "1,234",
+        "10",
         "20",
         "3",
         "0.55000 ± 0.08660",
@@ -259,7 +260,7 @@ def test_the_tables_numbers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ablation__scans": ("sweep1", "zagzig")}, r"scan='zagzig': there is no such order"),
+        ({"ablation__scans": ("sweep1", "zagzig")}, r"'zagzig': no such backbone"),
         ({"ablation__scans": ("sweep1", "sweep1")}, r"config.ablation.scans = .*none twice"),
         ({"ablation__scans": ("sweep1", "zigzag8")}, r"config.model.depth = 2: .*multiple of the 8 paths of zigzag8"),
         ({"ablation__seeds": ()}, r"config.ablation.seeds = \(\): must have one entry"),
@@ -299,3 +300,20 @@ def test_the_packaged_configurations_are_sound():
         assert len(experiment.ablation.scans) == 7
         assert len(experiment.ablation.seeds) >= 3
         assert dataclasses.replace(experiment.base.data, split="test").size == (32, 32)
+
+
+def test_other_backbones_and_as_much_time_for_each(data_dir, tmp_path):
+    names = ("sweep1", "mamba2/random1", "hybrid2", "attention", "sit")
+    changes = {"ablation__scans": names, "ablation__equal": "time", "model__depth": 4, "train__steps": 8}
+    experiment = tiny(data_dir, **changes)
+    table = ablate(experiment, tmp_path)
+    seconds = json.loads((tmp_path / "step_seconds.json").read_text())
+    for name in names:
+        record = records(tmp_path)[f"{name.replace('/', '_')}-0"]
+        steps = record["curve"][-1]["step"]
+        assert steps == (8 if name == "sweep1" else experiment.steps_of(seconds[name], seconds["sweep1"]))
+        assert f"| {name} | {record['parameters']:,} | {steps:,} |" in table
+    assert "After as much time in training each" in table
+    again = experiment.run("mamba2/random1", 0, 4)
+    assert (again.model.mixer, again.model.scan, again.train.steps) == ("mamba2", "random1", 4)
+    assert [experiment.steps_of(t, 1.0) for t in (0.5, 1.0, 3.0, 100.0)] == [16, 8, 2, 2]

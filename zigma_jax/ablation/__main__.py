@@ -6,6 +6,7 @@ distance of samples. The same command again goes on with the runs that are missi
     records/SCAN-SEED.json   one run: curves, times, parameters, configuration, device, versions
     samples/SCAN-SEED.png    the first pictures of its last distance
     pictures.npz             the data set as the runs see it; a machine that has this file needs no data set
+    step_seconds.json        of ablation.equal = "time": how long a step of each takes
     reference.json           the distance that perfect samples would have
     table.md, curves.png     the comparison; `--report` makes them of the runs there are, and trains nothing
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from zigma_jax.ablation.config import Experiment, parse_experiment
 from zigma_jax.ablation.pictures import load_pictures
-from zigma_jax.ablation.report import check_records, record_path, require_matplotlib, write_report
+from zigma_jax.ablation.report import check_records, record_path, require_matplotlib, run_name, write_report
 from zigma_jax.ablation.run import Runner
 from zigma_jax.files import write_atomically
 from zigma_jax.programs import DEFINE_config, exit_with_errors, parse_flags, set_cpu_devices
@@ -56,11 +57,11 @@ def ablate(experiment: Experiment, workdir: Path) -> str:
         if not record_path(workdir, scan, seed).exists()
     ]
     pictures = load_pictures(base.data, ablation.held_out, workdir / "pictures.npz")
-    runner = Runner(experiment, pictures, mesh)
+    runner = Runner(experiment, pictures, mesh, workdir)
     reference = {"real_distance": runner.real_distance}
     write_atomically(workdir / "reference.json", json.dumps(reference).encode())
     interval = 0.1 if sys.stderr.isatty() else 30  # seconds: a log file wants few lines
-    total = len(missing) * base.train.steps
+    total = sum(runner.steps(scan) for scan, _ in missing)
     with tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
         for number, (scan, seed) in enumerate(missing, start=1):
             bar.set_description(f"{scan}, seed {seed} (run {number} of {len(missing)})")
@@ -71,7 +72,7 @@ def ablate(experiment: Experiment, workdir: Path) -> str:
                     bar.set_postfix({"held-out loss": f"{loss:.4f}"})
 
             record, samples = runner.run(scan, seed, advance)
-            save_png(workdir / "samples" / f"{scan}-{seed}.png", make_grid(samples[:_PREVIEW] / 127.5 - 1))
+            save_png(workdir / "samples" / f"{run_name(scan, seed)}.png", make_grid(samples[:_PREVIEW] / 127.5 - 1))
             write_atomically(record_path(workdir, scan, seed), json.dumps(record, indent=1).encode())
     return write_report(workdir)
 

@@ -9,6 +9,7 @@ from ml_collections import config_dict
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.families import family_of
 from zigma_jax.models.orders import scan_orders
+from zigma_jax.models.variants import variant
 from zigma_jax.training.config import RunConfig, require
 from zigma_jax.training.parse_config import default_config, from_dict, parse_section, to_dict
 
@@ -22,7 +23,9 @@ class AblationConfig:
     """ablation.*
 
     Attributes:
-        scans: the orders compared.
+        scans: the orders compared, and other backbones by name (`zigma_jax.models.variants`): "mamba2", "attention",
+            "hybrid4", "sit".
+        equal: "steps", or "time": each is trained for as many steps as take it as long as train.steps take the first.
         seeds: each order is trained once with each; a seed decides initial weights, order of the data, noise and
             times in training, and noise in sampling.
         held_out: the split of the data set that losses and distances are measured on.
@@ -34,6 +37,7 @@ class AblationConfig:
     """
 
     scans: tuple[str, ...] = SCANS
+    equal: Literal["steps", "time"] = "steps"
     seeds: tuple[int, ...] = (0, 1, 2)
     held_out: str = "test"
     evaluations: int = 8
@@ -87,17 +91,26 @@ class Experiment:
             f"must be a multiple of {CELLS} for ablation.features = 'colour'",
         )
         for scan in self.ablation.scans:
-            period = scan_orders(scan, model.grid, seed=model.scan_seed).period
-            rule = f"must be a multiple of the {period} paths of {scan}, so that each is used equally often"
-            require(model.depth % period == 0, "model.depth", model.depth, rule)
+            cfg = variant(model, scan)
+            if isinstance(cfg, ZigMaConfig) and cfg.mixer != "attention":
+                scanning = sum(not cfg.attends(layer) for layer in range(cfg.depth))
+                period = scan_orders(cfg.scan, cfg.grid, seed=cfg.scan_seed).period
+                rule = f"must be a multiple of the {period} paths of {scan}, so that each is used equally often"
+                require(scanning % period == 0 or cfg.attention_every > 0, "model.depth", model.depth, rule)
 
-    def run(self, scan: str, seed: int) -> RunConfig:
-        """The configuration of one run."""
-        return dataclasses.replace(
-            self.base,
-            model=dataclasses.replace(self.base.model, scan=scan),
-            train=dataclasses.replace(self.base.train, seed=seed),
-        )
+    def run(self, scan: str, seed: int, steps: int | None = None) -> RunConfig:
+        """The configuration of one run, of other `steps` than the base's if given."""
+        train = dataclasses.replace(self.base.train, seed=seed, steps=steps or self.base.train.steps)
+        assert isinstance(self.base.model, ZigMaConfig)
+        return dataclasses.replace(self.base, model=variant(self.base.model, scan), train=train)
+
+    def steps_of(self, seconds: float, first: float) -> int:
+        """Training steps of a backbone whose step takes `seconds`, as long as train.steps of one that takes `first`.
+
+        A multiple of the evaluations, at least one each.
+        """
+        every = self.ablation.evaluations
+        return max(1, round(self.base.train.steps * first / seconds / every)) * every
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """What every run of the comparison must share: the fields that can change a number."""

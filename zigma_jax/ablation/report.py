@@ -20,7 +20,12 @@ Record = dict[str, Any]
 
 def record_path(workdir: Path, scan: str, seed: int) -> Path:
     """Where the record of a run lies."""
-    return workdir / "records" / f"{scan}-{seed}.json"
+    return workdir / "records" / f"{run_name(scan, seed)}.json"
+
+
+def run_name(scan: str, seed: int) -> str:
+    """The name of a run's files."""
+    return f"{scan.replace('/', '_')}-{seed}"
 
 
 def check_records(workdir: Path, settings: dict[str, Any]) -> None:
@@ -63,18 +68,28 @@ def write_report(workdir: Path) -> str:
 
 
 def make_table(runs: dict[str, list[Record]], real_distance: float) -> str:
-    """Markdown: a row an order, mean ± standard deviation over its seeds at the last step."""
+    """Markdown: a row a backbone, mean ± standard deviation over its seeds at the last step."""
     first = next(iter(runs))
     base = {record["seed"]: record["curve"][-1] for record in runs[first]}
     name = runs[first][0]["distance"]
     rows = [
-        ("order", "parameters", "ms a step", "seeds", "held-out loss", f"less {first}'s", name, f"less {first}'s"),
-        ("---",) + ("--:",) * 7,
+        (
+            "backbone",
+            "parameters",
+            "steps",
+            "ms a step",
+            "seeds",
+            "held-out loss",
+            less := f"less {first}'s",
+            name,
+            less,
+        ),
+        ("---",) + ("--:",) * 8,
     ]
     for scan, records in runs.items():
         last = {record["seed"]: record["curve"][-1] for record in records}
         steps = records[0]["curve"][-1]["step"]
-        cells = [scan, f"{records[0]['parameters']:,}"]
+        cells = [scan, f"{records[0]['parameters']:,}", f"{steps:,}"]
         cells += [f"{min(r['seconds']['training'] for r in records) / steps * 1e3:.3g}", str(len(records))]
         for field, digits in (("loss", 5), ("distance", 3)):
             paired = [last[seed][field] - base[seed][field] for seed in last if seed in base]
@@ -82,10 +97,10 @@ def make_table(runs: dict[str, list[Record]], real_distance: float) -> str:
             cells += ["" if scan == first or not paired else _spread(paired, digits, sign="+")]
         rows.append(tuple(cells))
     record = runs[first][0]
-    about, curve = record["data"], record["curve"]
+    about = record["data"]
     notes = [
-        f"After {curve[-1]['step']:,} steps of {record['settings']['train']['batch_size']}; mean ± standard deviation "
-        "over seeds; differences are taken seed by seed; ms a step is the fastest run's. Averaged weights.",
+        f"{_EQUAL[_equal(record)]}, of {record['settings']['train']['batch_size']} samples a step; mean ± standard "
+        "deviation over seeds; differences are taken seed by seed; ms a step is the fastest run's. Averaged weights.",
         f"{name}: {record['distance_means']}, of {record['settings']['ablation']['samples']:,} samples against "
         f"{about['set']}'s {about['held_out']}; as many of the training pictures have {real_distance:.3f}.",
         f"{_joined(records, lambda r: r['device'])}; "
@@ -95,8 +110,15 @@ def make_table(runs: dict[str, list[Record]], real_distance: float) -> str:
     return table + "\n\n" + "\n".join(notes) + "\n"
 
 
+_EQUAL = {"steps": "After as many steps each", "time": "After as much time in training each"}
+
+
+def _equal(record: Record) -> str:
+    return record["settings"]["ablation"].get("equal", "steps")
+
+
 def make_figure(runs: dict[str, list[Record]], real_distance: float) -> "matplotlib.figure.Figure":
-    """Held-out loss (above) and distance (below): curves over the steps, and every seed's last value.
+    """Held-out loss (above) and distance (below): curves over the steps, or the time, and every seed's last value.
 
     A line is the mean over seeds, its shade reaches from the lowest to the highest; a dot is a seed, a bar their mean.
 
@@ -111,14 +133,17 @@ def make_figure(runs: dict[str, list[Record]], real_distance: float) -> "matplot
     axes = figure.subplots(2, 2, width_ratios=(1.4, 1), squeeze=False)
     name = next(iter(runs.values()))[0]["distance"]
     colours = dict(zip(runs, colormaps["tab10"].colors * len(runs), strict=False))  # pyright: ignore
+    over, xlabel = (
+        ("seconds", "seconds of training") if _equal(next(iter(runs.values()))[0]) == "time" else ("step",) * 2
+    )
     for (curves, ends), field, label in zip(axes, ("loss", "distance"), ("held-out loss", name), strict=True):
         for i, (scan, records) in enumerate(runs.items()):
-            steps, values = curve_of(records, field)
+            steps, values = curve_of(records, field, over)
             curves.plot(steps, values.mean(0), ".-", color=colours[scan], label=scan)
             curves.fill_between(steps, values.min(0), values.max(0), color=colours[scan], alpha=0.2, linewidth=0)
             ends.plot([i] * len(values), values[:, -1], "o", color=colours[scan], alpha=0.6)
             ends.plot([i - 0.25, i + 0.25], [values[:, -1].mean()] * 2, "-", color=colours[scan], linewidth=2)
-        curves.set(xlabel="step", ylabel=label, yscale="log")
+        curves.set(xlabel=xlabel, ylabel=label, yscale="log")
         ends.set(ylabel=f"{label}, last step")
         ends.set_xticks(range(len(runs)), list(runs), rotation=30)
     axes[1, 0].axhline(real_distance, color="0.5", linestyle=":", label="training pictures")
@@ -133,11 +158,11 @@ def require_matplotlib() -> None:
         raise MissingPackageError("the figure needs matplotlib: pip install zigma_jax[plot]")
 
 
-def curve_of(records: Sequence[Record], field: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (p,) at which `field` was measured, and its values (seeds, p)."""
+def curve_of(records: Sequence[Record], field: str, over: str = "step") -> tuple[np.ndarray, np.ndarray]:
+    """Steps (p,) at which `field` was measured, or the seconds in training until then, and its values (seeds, p)."""
     points = [[point for point in record["curve"] if field in point] for record in records]
-    steps = np.array([point["step"] for point in points[0]])
-    return steps, np.array([[point[field] for point in curve] for curve in points])
+    where = np.mean([[point[over] for point in curve] for curve in points], axis=0)
+    return where, np.array([[point[field] for point in curve] for curve in points])
 
 
 def _rank(scan: str) -> tuple[int, str]:

@@ -3,8 +3,10 @@
 import dataclasses
 import datetime
 import itertools
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax
@@ -21,7 +23,9 @@ from zigma_jax.ablation.distance import MEANING, make_statistics
 from zigma_jax.ablation.pictures import Pictures, training_batches
 from zigma_jax.data.pictures.pixels import to_uint8
 from zigma_jax.errors import DivergedError
+from zigma_jax.files import write_atomically
 from zigma_jax.metrics import frechet_distance
+from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.families import BackboneConfig, build
 from zigma_jax.training.array_store import flatten, nest
 from zigma_jax.training.config import RunConfig
@@ -32,6 +36,7 @@ from zigma_jax.training.step import make_update
 
 Record = dict[str, Any]
 _HELD_OUT_DRAWS, _SAMPLES = 2**31 - 1, 2**31 - 2  # seeds of what all runs share, beyond any run's own
+_TIMED = 10  # steps, where equal time is asked for
 _AHEAD = 8  # steps handed to the device before the progress bar waits for one
 
 
@@ -57,8 +62,8 @@ class Programs:
 class Runner:
     """Makes the runs of an experiment on a mesh, with the pictures on its devices."""
 
-    def __init__(self, experiment: Experiment, pictures: Pictures, mesh: Mesh):
-        self.experiment, self.mesh, self.about = experiment, mesh, pictures.about
+    def __init__(self, experiment: Experiment, pictures: Pictures, mesh: Mesh, workdir: Path):
+        self.experiment, self.mesh, self.about, self.workdir = experiment, mesh, pictures.about, workdir
         self.train, self.held_out = jax.device_put((pictures.train, pictures.held_out), replicated(mesh))
         self.statistics = make_statistics(experiment.ablation.features, mesh, experiment.ablation.batch)
         self.real = self.statistics(pictures.held_out)
@@ -74,7 +79,8 @@ class Runner:
         Raises:
             DivergedError: as many steps in a row as `train.max_skipped` were not finite.
         """
-        config, ablation = self.experiment.run(scan, seed), self.experiment.ablation
+        ablation = self.experiment.ablation
+        config = self.experiment.run(scan, seed, self.steps(scan))
         programs = self._compiled(scan, config)
         state = programs.init(seed)
         rows = training_batches(len(self.train), config.train.batch_size, seed, config.data.flip)
@@ -92,14 +98,14 @@ class Runner:
             jax.block_until_ready(state)
             trained = time.perf_counter()
             _check_learning(state, config, scan)
-            point = {"step": i * interval, "train_loss": float(np.mean(jax.device_get(losses)))}
+            training += trained - started
+            point = {"step": i * interval, "seconds": training, "train_loss": float(np.mean(jax.device_get(losses)))}
             point["loss"] = self._held_out_loss(programs, state.ema, ablation)
             if i % (ablation.evaluations // ablation.distances) == 0:
                 pictures = self._draw(programs, state.ema, seed, ablation)
                 point["distance"] = frechet_distance(self.real, self.statistics(pictures))
             advance(0, point["loss"])
             curve.append(point)
-            training += trained - started
             evaluation += time.perf_counter() - trained
         record = {
             "scan": scan,
@@ -117,6 +123,30 @@ class Runner:
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         return record, pictures
+
+    def steps(self, scan: str) -> int:
+        """How many this backbone is trained for; found by timing a few, where the time is what is equal."""
+        base, first = self.experiment.base.train.steps, self.experiment.ablation.scans[0]
+        if self.experiment.ablation.equal == "steps" or scan == first:
+            return base
+        return self.experiment.steps_of(self._step_seconds(scan), self._step_seconds(first))
+
+    def _step_seconds(self, scan: str) -> float:
+        """The fastest of a few training steps. What was found once is kept beside the records, for runs made later."""
+        path = self.workdir / "step_seconds.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if scan not in known:
+            config = self.experiment.run(scan, 0)
+            programs = make_programs(config, self.mesh)
+            state, rows = programs.init(0), training_batches(len(self.train), config.train.batch_size, 0, False)
+            seconds = []
+            for batch in itertools.islice(rows, 1 + _TIMED):  # the first one compiles
+                started = time.perf_counter()
+                state, _ = jax.block_until_ready(programs.step(state, 0, self.train, *batch))
+                seconds.append(time.perf_counter() - started)
+            known[scan] = min(seconds[1:])
+            write_atomically(path, json.dumps(known, indent=1).encode())
+        return known[scan]
 
     def _compiled(self, scan: str, config: RunConfig) -> Programs:
         if scan not in self._programs:
@@ -184,7 +214,12 @@ def make_programs(config: RunConfig, mesh: Mesh) -> Programs:
 
 
 def shared_initial_params(cfg: BackboneConfig, seed: int | Int[Array, ""]) -> Params:
-    """Initial parameters of which every scan order has the same: sweep1's, and sweep2's second direction besides."""
+    """Initial parameters of which every scan order has the same: sweep1's, and sweep2's second direction besides.
+
+    Other backbones share what has the same name and shape by the seed alone.
+    """
+    if not isinstance(cfg, ZigMaConfig):
+        return nnx.to_pure_dict(nnx.state(build(cfg, rngs=nnx.Rngs(jax.random.key(seed))), nnx.Param))
 
     def params_of(cfg: BackboneConfig) -> dict[str, Any]:
         model = build(cfg, rngs=nnx.Rngs(jax.random.key(seed)))

@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-import re
 from typing import Any
 
 from zigma_jax.errors import ConfigError
 from zigma_jax.models.config import ZigMaConfig
-from zigma_jax.models.orders import scan_orders
 from zigma_jax.models.sit import SiTConfig
+from zigma_jax.models.variants import variant
 
 OPERATIONS = ("forward", "gradient", "step", "sample")
 SIZES = {"s": (384, 12), "b": (768, 12), "l": (1024, 24)}  # width and depth of SiT; the others follow
@@ -57,30 +56,21 @@ def model_config(case: Case) -> Any:
         raise ConfigError(f"size = {case.size!r}: must be one of {', '.join(SIZES)}")
     width, depth = SIZES[case.size]
     side = _PATCH * math.isqrt(case.tokens)
-    fields: dict[str, Any] = {
-        "sample_shape": (side, side, _CHANNELS),
-        "patch_size": _PATCH,
-        "hidden_size": width,
-        "dtype": case.dtype,
-        "num_classes": 0,
-    }
+    zigma = ZigMaConfig(
+        sample_shape=(side, side, _CHANNELS),
+        patch_size=_PATCH,
+        hidden_size=width,
+        depth=2 * depth,
+        pos_embed="sincos",
+        drop_path_rate=0.0,
+        dtype=case.dtype,
+    )
     if case.remat != "default":
-        fields["remat"] = case.remat
+        zigma = dataclasses.replace(zigma, remat=case.remat)
     name, _, order = case.model.partition("/")
-    if name in ("sit", "torch_sit") and not order:
-        heads = width // 64
-        return SiTConfig(**fields, depth=depth, num_heads=heads, null_class=False, learn_sigma=False)
-    fields |= {"pos_embed": "sincos", "scan": order or "zigzag8", "drop_path_rate": 0.0}
-    hybrid = re.fullmatch(r"hybrid(\d+)", name)
     if name == "zigma":
-        cfg = ZigMaConfig(**fields, depth=2 * depth)
-    elif name == "mamba2":
-        cfg = ZigMaConfig(**fields, depth=2 * depth, mixer="mamba2", state_size=64)
-    elif name == "attention":
-        cfg = ZigMaConfig(**fields, depth=depth, mixer="attention", mlp_ratio=4.0)
-    elif hybrid:
-        cfg = ZigMaConfig(**fields, depth=2 * depth, attention_every=int(hybrid[1]))
-    else:
-        raise ConfigError(f"model = {case.model!r}: there are {MODELS}")
-    scan_orders(cfg.scan, cfg.grid)
+        return variant(zigma, order or zigma.scan)
+    cfg = variant(zigma, "sit" if case.model == "torch_sit" else case.model)
+    if case.remat == "default" and isinstance(cfg, SiTConfig):  # its own, not ZigMa's
+        cfg = dataclasses.replace(cfg, remat=SiTConfig.remat)
     return cfg

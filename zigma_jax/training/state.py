@@ -56,6 +56,7 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
     if cfg.algorithm == "adamw":
         rule = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask)
     else:
+        matrices: Any = block_matrices
         rule = optax.contrib.muon(
             rate,
             eps=cfg.eps,
@@ -63,7 +64,7 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
             adam_b1=cfg.b1,
             adam_b2=cfg.b2,
             adam_weight_decay=0.0,
-            muon_weight_dimension_numbers=block_matrices,
+            muon_weight_dimension_numbers=matrices,
             consistent_rms=0.2,  # the root mean square of AdamW's updates: one learning rate serves both
         )
     return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), rule)
