@@ -16,6 +16,16 @@ LARGEST = 300_000  # bytes: GitHub draws notebooks of that size, and clones carr
 # In place of what the cell tagged "parameters" sets.
 SMALLEST = {
     "orders": {"b": 1, "d": 16},
+    "text": {
+        "WORKDIR": "runs/none",
+        "DATA": "avatars/tiny",
+        "SPLIT": "train",
+        "WIDTH": 16,
+        "DEPTH": 2,
+        "STEPS": 4,
+        "BATCH": 8,
+        "PIXELS": 8,
+    },
     "train_and_sample": {"DATA": "avatars/tiny", "WIDTH": 16, "DEPTH": 2, "STEPS": 5, "BATCH": 8},
 }
 

@@ -1,6 +1,6 @@
 """ZigMa (Zigzag Mamba diffusion, arXiv 2403.13802) in JAX: the model, its scan orders, interpolants and samplers."""
 
-from zigma_jax.interpolant import Interpolant, bits_per_dim, guide, log_likelihood, sample_ode, sample_sde
+from zigma_jax.interpolant import Interpolant, autoguide, bits_per_dim, guide, log_likelihood, sample_ode, sample_sde
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.orders import scan_orders
 from zigma_jax.models.parameter_table import parameter_table
@@ -17,6 +17,7 @@ __all__ = [
     "Text",
     "ZigMa",
     "ZigMaConfig",
+    "autoguide",
     "bits_per_dim",
     "guide",
     "log_likelihood",

@@ -32,7 +32,7 @@ from zigma_jax.training.weights import FILE_SUFFIXES, is_workdir, load_weights, 
 _CONFIG = DEFINE_config()
 _SOURCE = flags.DEFINE_string("source", None, "What to read.")
 _TARGET = flags.DEFINE_string("target", None, "What to write; must not exist.")
-_WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+_WEIGHTS = flags.DEFINE_string("weights", "ema", "ema, averaged; raw; or ema:0.1, of train.ema_lengths.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
 _FAMILY = DEFINE_family()
 
@@ -78,20 +78,22 @@ def save_workdir(model: Model, config: RunConfig, workdir: Path) -> None:
     if workdir.exists():
         raise ConfigError(f"{workdir} exists; choose another name")
     # Shapes cannot tell these apart, and with others the weights are worth nothing.
-    for field in ("sample_shape", "scan", "scan_seed", "pos_embed"):
+    for field in ("sample_shape", "scan", "scan_seed", "pos_embed", "head_size", "rotary", "num_heads"):
         ours, theirs = getattr(config.model, field, None), getattr(model.cfg, field, None)
         if ours != theirs and not (field == "scan_seed" and "random" not in getattr(model.cfg, "scan", "")):
             raise ConfigError(f"config.model.{field} = {ours!r}: the weights were trained with {theirs!r}")
     records = open_source(config.data)
     encoder = open_encoder(config, records)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    _, init_state, abstract_state = make_state(config.model, optimizer, config.train.seed, make_mesh(config.train.fsdp))
+    _, init_state, abstract_state = make_state(
+        config.model, optimizer, config.train.seed, make_mesh(config.train.fsdp), config.train.ema_lengths
+    )
     params = params_of(model)
     stored = {name: {"shape": leaf.shape, "dtype": str(leaf.dtype)} for name, leaf in flatten(params).items()}
     check_same_model(flatten(abstract_state.params), stored, workdir, partial=False)
     state = init_state()
     params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
-    state = dataclasses.replace(state, params=params, ema=params)
+    state = dataclasses.replace(state, params=params, ema=params, averages=dict.fromkeys(state.averages, params))
     found, config = open_samples(config, records)
     given, config = open_conditions(config, records, encoder)
     data = iter(

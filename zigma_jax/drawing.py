@@ -111,7 +111,7 @@ def DEFINE_drawing() -> Callable[..., Drawing]:  # noqa: N802 - as absl names it
     """
     seed = flags.DEFINE_integer("seed", 0, "Of the noise.")
     labels = flags.DEFINE_list("labels", [], "Classes, used in turn; docs/sampling.md says what the default is.")
-    weights = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+    weights = flags.DEFINE_string("weights", "ema", "ema, averaged; raw; or ema:0.1, of train.ema_lengths.")
     checkpoint = flags.DEFINE_string("checkpoint", "latest", "Of a workdir: latest, best, or a step.")
     prompts = flags.DEFINE_multi_string(
         "prompts", [], "What a model of text is to show: a sentence (may be repeated), or a file with one a line."

@@ -105,7 +105,9 @@ class Run:
         )
         self.data = iter(self.dataset)
         optimizer = make_optimizer(config.optimizer, cfg.steps)
-        graphdef, self.init_state, self.abstract_state = make_state(config.model, optimizer, cfg.seed, self.mesh)
+        graphdef, self.init_state, self.abstract_state = make_state(
+            config.model, optimizer, cfg.seed, self.mesh, cfg.ema_lengths
+        )
         self.train_step = make_train_step(
             graphdef, optimizer, config, self.mesh, self.abstract_state, source.samples, given.conditions
         )

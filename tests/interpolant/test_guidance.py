@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zigma_jax.errors import ConfigError
-from zigma_jax.interpolant import Interpolant, guide, sample_ode, sample_sde
+from zigma_jax.interpolant import Interpolant, autoguide, guide, sample_ode, sample_sde
 
 IP = Interpolant()
 Y = jnp.array([0, 1, 2, 0, 1, 2, 0, 1])
@@ -165,3 +165,21 @@ def test_the_null_class_does_not_wrap():
 
     guide(spy, np.full(2, 255, np.uint8), 256, 2.0)(jnp.ones((2, 3)), jnp.full(2, 0.5))
     np.testing.assert_array_equal(seen[0], [255, 256, 255, 256])
+
+
+def test_autoguidance_leads_away_from_the_weak_model():
+    x, t = jnp.ones((4, 3)), jnp.array([0.1, 0.4, 0.6, 0.9])
+
+    def model(x, t, y):
+        return x + y
+
+    def weak(x, t, y):
+        return x * 0.5 + y
+
+    found = autoguide(model, weak, 2.0, 3.0)(x, t)
+    np.testing.assert_allclose(found, np.full((4, 3), 2.5 + 3.0 * 0.5))
+    inside = autoguide(model, weak, 2.0, 3.0, interval=(0.3, 0.7))(x, t)
+    np.testing.assert_allclose(inside[:, 0], [3.0, 4.0, 4.0, 3.0])
+    np.testing.assert_array_equal(autoguide(model, weak, 2.0, 1.0)(x, t), model(x, t, 2.0))
+    with pytest.raises(ConfigError, match="guidance scale = inf"):
+        autoguide(model, weak, 2.0, np.inf)

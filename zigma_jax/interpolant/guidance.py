@@ -84,6 +84,38 @@ def guide(
     return lambda x, t: jax.lax.cond(jnp.any(is_guided(t)), guided, conditional, x, t)
 
 
+def autoguide(
+    model_fn: ConditionalModelFn,
+    weak_fn: ConditionalModelFn,
+    y: Any,
+    scale: float | int,
+    interval: Sequence[float | int] = (0.0, 1.0),
+) -> ModelFn:
+    """A function of (x, t) for the samplers: weak + scale (model - weak), both given y.
+
+    "Guiding a Diffusion Model with a Bad Version of Itself" (Karras et al., arXiv 2406.02507): the difference from a
+    model of the same kind that was trained less, or is smaller, points away from the errors that both make, whether or
+    not there is a condition.
+
+    Args:
+        weak_fn: the worse model; what it predicts is what `model_fn` predicts.
+        y: the condition of both, or None.
+        scale: of guidance; 1 is the model itself.
+        interval: as of `guide`.
+
+    Raises ConfigError as `guide`.
+    """
+    check_guidance(scale, interval)
+    lo, hi = interval
+
+    def guided(x: Array, t: Array) -> Array:
+        strong = at_least_float32("the output of model_fn", model_fn(x, t, y))
+        weak = at_least_float32("the output of weak_fn", weak_fn(x, t, y))
+        return _where((lo <= t) & (t <= hi) | (lo <= 0 and hi >= 1), weak + scale * (strong - weak), strong)
+
+    return guided if scale != 1 else lambda x, t: model_fn(x, t, y)
+
+
 def check_guidance(scale: float | int, interval: Sequence[float | int]) -> None:
     """The rules of `guide`'s numbers; raises ConfigError."""
     if not math.isfinite(scale) or abs(scale) > _LARGEST:

@@ -46,6 +46,8 @@ class TrainConfig:
         seed: of initialisation, data order, noise and everything else.
         label_dropout: chance that a sample is trained without its label (needs model.null_class, or text).
         ema_decay: of the averaged weights; it starts at 0.1 and grows as (1 + n) / (10 + n) over the first steps.
+        ema_lengths: of power-function averages that are kept beside it, as shares of the run, 0.05 or 0.1 for instance;
+            after training one is chosen by --weights=ema:0.05.
         fsdp: devices over which parameters, optimiser and EMA are divided; the others hold copies.
         cpu_devices: on a CPU, make so many devices of it, best one a core: they share the batch, and use the cores
             better than one device does. No effect where the environment already says how many.
@@ -58,6 +60,7 @@ class TrainConfig:
     seed: int = 0
     label_dropout: float = 0.0
     ema_decay: float = 0.9999
+    ema_lengths: tuple[float, ...] = ()
     fsdp: int = 1
     cpu_devices: int = 1
     max_skipped: int = 10
@@ -75,6 +78,10 @@ class TrainConfig:
         )
         require(0 <= self.label_dropout < 1, "train.label_dropout", self.label_dropout, "must be in [0, 1)")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "must be in [0, 1)")
+        fit = all(0.001 <= length <= 0.28 for length in self.ema_lengths)  # beyond, no power function is so long
+        different = len({f"{length:g}" for length in self.ema_lengths}) == len(self.ema_lengths)
+        rule = "must be different shares of the run in [0.001, 0.28]"
+        require(fit and different, "train.ema_lengths", self.ema_lengths, rule)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from zigma_jax.training.conditions import UNCONDITIONAL, Conditions, labels_of
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.samples import PIXELS, Samples
 from zigma_jax.training.sharding import batch_sharding, replicated
-from zigma_jax.training.state import Params, TrainState, learning_rate
+from zigma_jax.training.state import Params, TrainState, learning_rate, power_decay
 
 Batch = dict[str, Array]  # what `Samples` and `Conditions` read: "image" (B, …) in [-1, 1], "label" (B,), …
 Metrics = dict[str, Array]  # scalars
@@ -114,7 +114,11 @@ def make_update(
         params = optax.apply_updates(state.params, updates)
         applied = (state.step - state.skipped).astype(jnp.float32)
         decay = jnp.minimum(cfg.ema_decay, (1 + applied) / (10 + applied))
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+
+        def average(decay, tree):
+            return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, tree, params)
+
+        averages = {name: average(power_decay(float(name), applied + 1), a) for name, a in state.averages.items()}
 
         def if_finite(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -124,8 +128,9 @@ def make_update(
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
             params=if_finite(params, state.params),
-            ema=if_finite(ema, state.ema),
+            ema=if_finite(average(decay, state.ema), state.ema),
             opt_state=if_finite(opt_state, state.opt_state),
+            averages=if_finite(averages, state.averages),
         )
         metrics = {
             "loss": loss,

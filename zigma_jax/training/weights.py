@@ -18,6 +18,7 @@ from zigma_jax.training.best import best_step
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.parse_config import from_dict
+from zigma_jax.training.state import average_name
 
 _TORCH, _SAFETENSORS = (".pt", ".pth", ".ckpt", ".bin"), ".safetensors"
 FILE_SUFFIXES = (*_TORCH, _SAFETENSORS)
@@ -60,6 +61,8 @@ def load_weights(
     _check_weights(weights)
     if is_workdir(source):
         return load_workdir(source, weights, checkpoint)[:2]
+    if _length(weights):
+        raise ConfigError(f"weights = {weights!r}: {source} is no workdir of zigma_jax.train, and has no such averages")
     if checkpoint != "latest":
         raise ConfigError(f"checkpoint = {checkpoint!r}: {source} is no workdir of zigma_jax.train, and has only one")
     if (source / "params").is_dir():
@@ -85,7 +88,8 @@ def load_workdir(workdir: Path, weights: str = "ema", checkpoint: str = "latest"
 
     Args:
         workdir: the run's.
-        weights: "ema" or "raw": the averaged or the last ones.
+        weights: "ema" or "raw": the averaged or the last ones; "ema:0.1": the average of that length, of
+            `train.ema_lengths`.
         checkpoint: "latest", the newest sound one; "best", as evaluations during training found; or a step.
 
     Raises:
@@ -98,9 +102,14 @@ def load_workdir(workdir: Path, weights: str = "ema", checkpoint: str = "latest"
     wanted = None if checkpoint == "latest" else best_step(workdir) if checkpoint == "best" else int(checkpoint)
     with Checkpointer(workdir / "checkpoints") as checkpoints:
         config = from_dict(checkpoints.read_extra()["config"])
-        name = "ema" if weights == "ema" else "params"
-        state, _, step = checkpoints.restore({name: _abstract_params(config.model)}, wanted, partial=True)
-    return _with_params(config.model, state[name], workdir), config, step
+        wanted_params: dict = {"ema" if weights == "ema" else "params": _abstract_params(config.model)}
+        if length := _length(weights):
+            if length not in (names := [average_name(given) for given in config.train.ema_lengths]):
+                raise ConfigError(f"weights = {weights!r}: the run keeps {', '.join(names) or 'no other averages'}")
+            wanted_params = {"averages": {length: wanted_params["params"]}}
+        state, _, step = checkpoints.restore(wanted_params, wanted, partial=True)
+    (params,) = (state["averages"] if length else state).values()
+    return _with_params(config.model, params, workdir), config, step
 
 
 def is_workdir(source: Path) -> bool:
@@ -149,8 +158,17 @@ def params_of(model: Model) -> dict:
 
 
 def _check_weights(weights: str) -> None:
-    if weights not in ("ema", "raw"):
-        raise ConfigError(f"weights = {weights!r}: must be 'ema' or 'raw'")
+    if weights not in ("ema", "raw") and not _length(weights):
+        raise ConfigError(f"weights = {weights!r}: must be 'ema', 'raw', or 'ema:0.1' for the average of that length")
+
+
+def _length(weights: str) -> str | None:
+    """Of "ema:0.10" the name of the average, "0.1"."""
+    kind, _, length = weights.partition(":")
+    try:
+        return average_name(float(length)) if kind == "ema" and length else None
+    except ValueError:
+        return None
 
 
 def _abstract_params(cfg: BackboneConfig) -> dict:

@@ -30,7 +30,10 @@ _BEAT = 2.0  # seconds between the signs of life that stand for a lock where the
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 # What decides what the arrays of a checkpoint mean, but for those fields that only decide how fast.
-_BINDING = ("model", "interpolant", "latent.fingerprint", "latent.scale", "latent.shift", "text.fingerprint")
+_BINDING = (
+    *("model", "interpolant", "latent.fingerprint", "latent.scale", "latent.shift", "text.fingerprint"),
+    *("train.ema_lengths", "optimizer.algorithm"),  # what the state is made of
+)
 _FREE = {
     "model.condition_scale",  # of the first step alone
     "model.dtype",
