@@ -35,6 +35,29 @@ class NvidiaKernel:
     def __call__(self, *args: Any) -> Any:
         return self.run(*args)
 
+    def require_device(self) -> None:
+        require_nvidia_gpu(self.capability)
+
+
+@dataclass(frozen=True)
+class CpuKernel:
+    """An implementation for CPUs, chosen by default only where JAX computes on one and it could be compiled.
+
+    Asked for by name, it runs on the CPU that every machine has.
+
+    Attributes:
+        run: the implementation.
+    """
+
+    run: Implementation
+
+    def __call__(self, *args: Any) -> Any:
+        return self.run(*args)
+
+    def require_device(self) -> None:
+        if any(getattr(device, "platform", None) != "cpu" for device in _default_devices()):
+            raise NotImplementedError(f"needs a CPU; the default device is {_default_devices()[0].device_kind}")
+
 
 def dispatch(op: str, implementations: Mapping[str, Implementation], name: str | None, *args: Any) -> Any:
     """Calls the implementation called `name`, or with None the first that supports the device and the call.
@@ -53,8 +76,8 @@ def dispatch(op: str, implementations: Mapping[str, Implementation], name: str |
     findings = {}
     for candidate, implementation in implementations.items():
         try:
-            if isinstance(implementation, NvidiaKernel):
-                require_nvidia_gpu(implementation.capability)
+            if isinstance(implementation, NvidiaKernel | CpuKernel):
+                implementation.require_device()
             result = implementation(*args)
         except NotImplementedError as reason:
             findings[candidate] = str(reason)

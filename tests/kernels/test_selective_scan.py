@@ -13,8 +13,9 @@ from zigma_kernels.selective_scan import IMPLEMENTATIONS, selective_scan, xla, x
 from zigma_kernels.selective_scan.api import _check_shapes
 from zigma_kernels.selective_scan.cases import CASES, Case
 
-# "xla" is token by token on the CPU that runs these tests; "xla_chunks" is what it is elsewhere.
-NAMES = ("xla", "xla_chunks")
+# "xla" is token by token on the CPU that runs these tests; "xla_chunks" is what it is elsewhere. "cpu" has tests of its
+# own as well, in test_cpu_kernels.
+NAMES = ("cpu", "xla", "xla_chunks")
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def tolerance(dtype, length):
 
 @pytest.mark.parametrize(
     ("case", "name"),
-    [(case, "xla") for case in CASES if not CASES[case].bench]
+    [(case, name) for case in CASES if not CASES[case].bench for name in ("cpu", "xla")]
     # Chunks take longer to compile: the cases that differ inside them.
     + [(case, "xla_chunks") for case in ("plain", "bfloat16", "steps from 1e-6 to 50", "time in a video")],
 )
@@ -96,7 +97,7 @@ def test_values_and_gradients(case, name):
     assert_close(found, truth(case), tolerance(case.dtype, case.length))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["xla", "xla_chunks"])
 def test_float64(name):
     case = CASES["steps from 1e-6 to 50"]
     with jax.enable_x64(True):
@@ -244,9 +245,12 @@ def test_lowering_chooses_the_form_by_platform():
     def hlo(platform):
         return lowered(lambda args: selective_scan(**args), args, platform=platform)
 
-    # Chunks are padded to a multiple of 16 tokens; token by token, nothing is.
+    # Chunks are padded to a multiple of 16 tokens; the kernel needs nothing padded.
     assert "stablehlo.pad" not in hlo("cpu")
-    assert all("stablehlo.pad" in hlo(platform) for platform in ("cuda", "tpu"))
+    assert "zigma_selective_scan_forward" in hlo("cpu")
+    for platform in ("cuda", "tpu"):
+        assert "stablehlo.pad" in hlo(platform)
+        assert "zigma_selective_scan_forward" not in hlo(platform)
 
 
 def test_a_named_implementation_never_falls_back(monkeypatch):
@@ -259,8 +263,8 @@ def test_a_named_implementation_never_falls_back(monkeypatch):
     args = jax.tree.map(jnp.asarray, CASES["plain"].arguments())
     implementations = {"picky": unsupported, **IMPLEMENTATIONS}
     monkeypatch.setattr(sys.modules["zigma_kernels.selective_scan.api"], "IMPLEMENTATIONS", implementations)
-    np.testing.assert_array_equal(selective_scan(**args), selective_scan(**args, implementation="xla"))
-    monkeypatch.setitem(implementations, "xla", unused)
+    np.testing.assert_array_equal(selective_scan(**args), selective_scan(**args, implementation="cpu"))
+    monkeypatch.setitem(implementations, "cpu", unused)
     with pytest.raises(NotImplementedError, match="states = 3"):
         selective_scan(**args, implementation="picky")
     with pytest.raises(ValueError, match=r"'fast'; known: picky, .*xla, reference"):

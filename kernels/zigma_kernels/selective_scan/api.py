@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from zigma_kernels.dispatch import Implementation, NvidiaKernel, dispatch
+from zigma_kernels.dispatch import CpuKernel, Implementation, NvidiaKernel, dispatch
 from zigma_kernels.partitioned import vary_alike
-from zigma_kernels.selective_scan import mosaic_gpu, reference, triton_scan, xla
+from zigma_kernels.selective_scan import cpu, mosaic_gpu, reference, triton_scan, xla
 from zigma_kernels.visiting import Order, check_order, num_segments
 
 # In order of preference: fastest first, as measured; what has not been measured on a device comes last, for calls that
@@ -18,6 +18,7 @@ from zigma_kernels.visiting import Order, check_order, num_segments
 # NotImplementedError, with the reason, for a call that it does not support.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "mosaic_gpu": NvidiaKernel(mosaic_gpu.selective_scan, (9, 0)),
+    "cpu": CpuKernel(cpu.selective_scan),
     "xla": xla.selective_scan,
     "reference": reference.selective_scan,
     "triton": NvidiaKernel(triton_scan.selective_scan, (8, 0)),

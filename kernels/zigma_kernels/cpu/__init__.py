@@ -1,0 +1,1 @@
+"""Kernels for CPUs, in C++: `library` compiles them where they are first used."""
