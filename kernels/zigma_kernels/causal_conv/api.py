@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from zigma_kernels.causal_conv import reference, xla
-from zigma_kernels.dispatch import Implementation, NvidiaKernel, dispatch
+from zigma_kernels.causal_conv import cpu, reference, xla
+from zigma_kernels.dispatch import CpuKernel, Implementation, NvidiaKernel, dispatch
 from zigma_kernels.partitioned import vary_alike
 from zigma_kernels.visiting import Order, check_order, num_segments
 
@@ -23,6 +23,7 @@ def _mosaic_gpu(*args):
 # argument but order and activation an array; `order` comes checked, with raster as None. It raises
 # NotImplementedError, with the reason, for a call that it does not support.
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "cpu": CpuKernel(cpu.causal_conv),
     "xla": xla.causal_conv,
     "reference": reference.causal_conv,
     "mosaic_gpu": NvidiaKernel(_mosaic_gpu, capability=(8, 0)),

@@ -16,11 +16,11 @@ def causal_conv(x, weight, bias, order, activation, initial_state):
     """The contract in `api`."""
     visit = Visit.along(order, x.shape[1])
     past = initial_state.reshape(-1, *initial_state.shape[-2:])
-    return _conv(activation, visit, x, weight, bias, past)
+    return conv(activation, visit, x, weight, bias, past)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv(activation, visit, x, weight, bias, past):
+def conv(activation, visit, x, weight, bias, past):
     """past (b * segments, width - 1, d)."""
     y = _weighted(weight, _window(visit, x, past)) + bias
     y = jax.nn.silu(y) if activation == "silu" else y
@@ -28,7 +28,7 @@ def _conv(activation, visit, x, weight, bias, past):
 
 
 def _conv_fwd(activation, *arrays):
-    return _conv(activation, *arrays), arrays
+    return conv(activation, *arrays), arrays
 
 
 def _conv_bwd(activation, arrays, dy):
@@ -52,7 +52,7 @@ def _conv_bwd(activation, arrays, dy):
     return None, *(g.astype(a.dtype) for g, a in zip(gradients, (x, weight, bias, past), strict=True))
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def _window(visit, x, past):

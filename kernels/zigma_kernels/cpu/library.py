@@ -24,6 +24,8 @@ import jax
 import jax.ffi
 import jaxlib
 
+from zigma_kernels.partitioned import vary_alike
+
 CHUNK = 32  # tokens of a sequence between two saved states
 BLOCK = 64  # channels of a task; what is summed over channels is summed block by block, whatever the machine
 
@@ -31,7 +33,7 @@ _OPTIONS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
 _NATIVE = ("-march=native",)
 _SYMBOLS = tuple(
     f"{op}_{direction}_{dtype}"
-    for op in ("selective_scan",)
+    for op in ("selective_scan", "causal_conv")
     for direction in ("forward", "backward")
     for dtype in ("float32", "bfloat16")
 )
@@ -59,6 +61,15 @@ def call(symbol: str, results, **options):
     """The function of arrays that runs a kernel of the library; `results`: their shapes and dtypes."""
     require()
     return functools.partial(jax.ffi.ffi_call(_target(symbol), results), **options)
+
+
+def by_platform(kernel, other, *arrays):
+    """`kernel(*arrays)` in a program for CPUs, `other(*arrays)` in one for anything else."""
+
+    def alike(function):  # under shard_map the results have to be of one type
+        return lambda *arrays: vary_alike((function(*arrays), arrays))[0]
+
+    return jax.lax.platform_dependent(*arrays, cpu=alike(kernel), default=alike(other))
 
 
 @functools.cache

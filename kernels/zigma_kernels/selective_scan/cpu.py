@@ -10,10 +10,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from zigma_kernels.cpu.library import BLOCK, CHUNK, call
-from zigma_kernels.partitioned import opaque_op, vary_alike
+from zigma_kernels.cpu.library import BLOCK, CHUNK, by_platform, call
+from zigma_kernels.partitioned import opaque_op
 from zigma_kernels.selective_scan import xla_chunks
 from zigma_kernels.visiting import Visit
 
@@ -62,7 +61,7 @@ def _forward(saving, tokens, u, dt, z, B, C, A, D, dt_bias, state):
         y, final, _ = xla_chunks.forward(*_as_xla(*arrays))
         return y, jnp.transpose(final, (1, 0, 3, 2)), jnp.zeros(starts.shape)
 
-    outputs = _by_platform(kernel, other, tokens, u, dt, z, B, C, A, D, dt_bias, state)
+    outputs = by_platform(kernel, other, tokens, u, dt, z, B, C, A, D, dt_bias, state)
     return outputs if saving else outputs[:2]
 
 
@@ -90,16 +89,9 @@ def _backward(tokens, starts, dy, dfinal, u, dt, z, B, C, A, D, dt_bias, state):
         of_first = (jnp.zeros((b, *x.shape)).at[0].set(x) for x in (dA.T, dD, ddt_bias))  # summed over b outside
         return du, ddt, dz, dB, dC, *of_first, jnp.transpose(dstate, (1, 0, 3, 2))
 
-    return _by_platform(
+    return by_platform(
         kernel, other, starts, dy, dfinal.astype(jnp.float32), tokens, u, dt, z, B, C, A, D, dt_bias, state
     )
-
-
-def _by_platform(kernel, other, *arrays):
-    def alike(function):  # under shard_map the branches' results have to have one type
-        return lambda *arrays: vary_alike((function(*arrays), arrays))[0]
-
-    return lax.platform_dependent(*arrays, cpu=alike(kernel), default=alike(other))
 
 
 def _as_xla(tokens, u, dt, z, B, C, A, D, dt_bias, state):
