@@ -70,7 +70,7 @@ def assert_close(found, expected, eps):
         assert error <= 16 * eps, f"{name}: relative error {error:.2e}"
 
 
-@pytest.mark.parametrize("name", ["xla", "reference"])
+@pytest.mark.parametrize("name", ["cpu", "xla", "reference"])
 @pytest.mark.parametrize("case", TESTED, ids=lambda case: case.name)
 def test_values(case, name):
     y = causal_conv(**arrays(case), **case.options, implementation=name)
@@ -158,7 +158,7 @@ def gradients(conv):
     return jax.jit(jax.grad(lambda *args: jnp.sum(jnp.sin(conv(*args))), argnums=(0, 1)))
 
 
-@pytest.mark.parametrize("name", ["mosaic_gpu", "xla"])
+@pytest.mark.parametrize("name", ["cpu", "mosaic_gpu", "xla"])
 def test_under_vmap_and_remat(name):
     case = CASES["zigzag by columns"]
     args = arrays(case)
@@ -205,5 +205,5 @@ def test_the_kernel_lowers_under_remat_and_shard_map():
 def test_bad_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         _check(**(CASES["width 4"].arguments() | {"activation": "silu", "segments": 1} | change))
-    with pytest.raises(ValueError, match="unknown implementation 'fast'; known: xla, reference, mosaic_gpu"):
+    with pytest.raises(ValueError, match="unknown implementation 'fast'; known: cpu, xla, reference, mosaic_gpu"):
         causal_conv(**arrays(CASES["width 4"]), implementation="fast")

@@ -104,4 +104,4 @@ def test_explain_the_ops():
     assert found["cpu"] == "chosen"
     assert found["xla"] == found["reference"] == "ranks below the one chosen"
     order = np.arange(12)[::-1]
-    assert explain(causal_conv, jnp.zeros((2, 12, 8)), weight=floats(4, 8), order=order)["xla"] == "chosen"
+    assert explain(causal_conv, jnp.zeros((2, 12, 8)), weight=floats(4, 8), order=order)["cpu"] == "chosen"

@@ -141,7 +141,7 @@ def _digest() -> str:
     """Of all that decides what the compiled library is: sources, options, JAX's interface and the processor."""
     here = Path(__file__).parent
     sources = b"".join(path.read_bytes() for path in sorted([*here.glob("*.cc"), *here.glob("*.h")]))
-    facts = (_OPTIONS, CHUNK, BLOCK, os.environ.get("CXX"), jaxlib.__version__, sys.platform, _processor())
+    facts = (_OPTIONS, _NATIVE, CHUNK, BLOCK, os.environ.get("CXX"), jaxlib.__version__, sys.platform, _processor())
     return hashlib.sha256(sources + repr(facts).encode()).hexdigest()
 
 
