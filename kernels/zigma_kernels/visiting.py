@@ -1,10 +1,12 @@
 """Visiting orders for ops that read a sequence token by token: raster arrays in, raster arrays out.
 
-A sequence op takes `order`: None (raster), a `GridPath`, or an int32 permutation of shape (L,) whose entry i
-is the token visited i-th. `check_order` validates it and `Visit` follows it.
+A sequence op takes `order`: None (raster), a `GridPath`, an int32 permutation of shape (L,) whose entry i is the token
+visited i-th, or a `Visit`, which is an order as data: one program serves several. `check_order` validates it and
+`Visit` follows it.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,41 +15,6 @@ import numpy as np
 from jax import Array
 
 from zigma_kernels.grid_path import GridPath
-
-type Order = GridPath | np.ndarray | Array | None
-
-
-def check_order(order: Order, length: int) -> Order:
-    """Validates `order` for sequences of `length` tokens and returns it, a plain raster order as None.
-
-    A numpy permutation is checked entry by entry; a jax array, which may be traced, by shape and dtype alone.
-
-    Raises:
-        ValueError: the order is for another number of tokens, or is no permutation.
-        TypeError: it is neither None, a GridPath, nor an integer array.
-    """
-    if order is None:
-        return None
-    if isinstance(order, GridPath):
-        if order.length != length:
-            raise ValueError(f"order: {order} visits {order.length} tokens, but the arrays hold {length}")
-        return None if order.is_raster else order
-    if not isinstance(order, np.ndarray | Array):
-        raise TypeError(f"order: expected None, a GridPath or an integer array, got {type(order).__name__}")
-    if not jnp.issubdtype(order.dtype, jnp.integer):
-        raise TypeError(f"order: expected an array of integers, got dtype {order.dtype}")
-    if order.shape != (length,):
-        raise ValueError(f"order: expected shape ({length},), one entry a token, got {order.shape}")
-    if isinstance(order, Array):
-        return order
-    if not np.array_equal(np.sort(order), np.arange(length)):
-        raise ValueError(f"order: not a permutation of 0 … {length - 1}: {order}")
-    return None if np.array_equal(order, np.arange(length)) else order.astype(np.int32)
-
-
-def num_segments(order: Order) -> int:
-    """Number of independent sequences, of equal length, that the order visits one after the other."""
-    return order.segments if isinstance(order, GridPath) else 1
 
 
 @jax.tree_util.register_dataclass
@@ -70,9 +37,11 @@ class Visit:
     kind: str = field(metadata={"static": True})
 
     @classmethod
-    def along(cls, order: Order, length: int, forward_mode: bool = False) -> "Visit":
+    def along(cls, order: "Order", length: int, forward_mode: bool = False) -> "Visit":
         """Follows `order`, as returned by `check_order`, over `length` tokens."""
         kind = "indexed" if forward_mode else "permuted"
+        if isinstance(order, Visit):
+            return replace(order, kind=kind)
         if isinstance(order, Array):
             return cls(order, jnp.argsort(order), 1, kind)
         raster = np.arange(length, dtype=np.int32)
@@ -83,6 +52,17 @@ class Visit:
         elif np.array_equal(tokens, raster[::-1]):
             kind = "reversed"
         return cls(jnp.asarray(tokens), jnp.asarray(ranks), num_segments(order), kind)
+
+    @classmethod
+    def table(cls, paths: Sequence[GridPath]) -> "Visit":
+        """Orders of as many segments each, one after the other: (k, L) in place of (L,). `table[i]` is the i-th."""
+        (segments,) = {path.segments for path in paths}
+        tokens, ranks = (np.stack([getattr(path, name) for path in paths]) for name in ("permutation", "inverse"))
+        return cls(jnp.asarray(tokens), jnp.asarray(ranks), segments, "permuted")
+
+    def __getitem__(self, index: int | Array) -> "Visit":
+        """One order of a table; `index` may be traced."""
+        return replace(self, tokens=self.tokens[index], ranks=self.ranks[index])
 
     def enter(self, x: Array) -> Array:
         """(b, L, ...) in raster order -> (b * segments, L / segments, ...) as visited."""
@@ -104,6 +84,46 @@ class Visit:
                 return x[:, order]
             case _:
                 return permute_tokens(x, order, inverse)
+
+
+type Order = GridPath | np.ndarray | Array | Visit | None
+
+
+def check_order(order: Order, length: int) -> Order:
+    """Validates `order` for sequences of `length` tokens and returns it, a plain raster order as None.
+
+    A numpy permutation is checked entry by entry; a jax array, which may be traced, by shape and dtype alone.
+
+    Raises:
+        ValueError: the order is for another number of tokens, or is no permutation.
+        TypeError: it is neither None, a GridPath, nor an integer array.
+    """
+    if order is None:
+        return None
+    if isinstance(order, GridPath):
+        if order.length != length:
+            raise ValueError(f"order: {order} visits {order.length} tokens, but the arrays hold {length}")
+        return None if order.is_raster else order
+    if isinstance(order, Visit):
+        if order.tokens.shape != (length,):
+            raise ValueError(f"order: a Visit of {order.tokens.shape} tokens, but the arrays hold {length}")
+        return order
+    if not isinstance(order, np.ndarray | Array):
+        raise TypeError(f"order: expected None, a GridPath, an integer array or a Visit, got {type(order).__name__}")
+    if not jnp.issubdtype(order.dtype, jnp.integer):
+        raise TypeError(f"order: expected an array of integers, got dtype {order.dtype}")
+    if order.shape != (length,):
+        raise ValueError(f"order: expected shape ({length},), one entry a token, got {order.shape}")
+    if isinstance(order, Array):
+        return order
+    if not np.array_equal(np.sort(order), np.arange(length)):
+        raise ValueError(f"order: not a permutation of 0 … {length - 1}: {order}")
+    return None if np.array_equal(order, np.arange(length)) else order.astype(np.int32)
+
+
+def num_segments(order: Order) -> int:
+    """Number of independent sequences, of equal length, that the order visits one after the other."""
+    return order.segments if isinstance(order, GridPath | Visit) else 1
 
 
 @jax.custom_vjp

@@ -84,16 +84,16 @@ def test_which_layers_of_a_hybrid_attend():
 def test_a_hybrid_is_its_layers_one_after_the_other(depth):
     """However the loop over layers is cut: scans share the orders out among themselves, layer by layer."""
     model = make(depth=depth, attention_every=3, scan="zigzag4")
-    carried, scans, attends = (sample((2, 16, 16)), jnp.zeros((2, 16, 16))), 0, 0
-    x, c = carried[0], jax.random.normal(jax.random.key(2), (2, 16))
+    carried, scans, attends = sample((2, 16, 16)), 0, 0
+    x, c = carried, jax.random.normal(jax.random.key(2), (2, 16))
     for i in range(depth):
         stack, n = (model.attention_blocks, attends) if model.cfg.attends(i) else (model.blocks, scans)
         graphdef, state = nnx.split(stack)
         block = nnx.merge(graphdef, jax.tree.map(lambda a, n=n: a[n], state))
-        carried = block(*carried, c, None, model.plan.layer(n), None)
+        carried = block(carried, c, None, model.plan.layer(n), None)
         scans, attends = (scans, attends + 1) if model.cfg.attends(i) else (scans + 1, attends)
     found = model._apply_blocks(x, c, None, None)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, carried)
+    np.testing.assert_allclose(found, carried, rtol=1e-4, atol=1e-4)
 
 
 def test_rotary_positions_are_relative():

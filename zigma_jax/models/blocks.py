@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
-from zigma_kernels import GridPath
+from zigma_kernels import GridPath, Visit
 
 from zigma_jax.models.attention import SelfAttention
 from zigma_jax.models.config import ZigMaConfig
@@ -97,10 +97,10 @@ class CrossAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """residual += x; x = norm(residual); x += gate·mixer(modulate(x)); with text x += gate·attention(modulate(LN(x))).
+    """x = norm(residual); x += gate·mixer(modulate(x)); with text x += gate·attention(modulate(LN(x))); residual += x.
 
-    With an MLP, x += gate·MLP(modulate(LN(x))) at the end. The sums are with the *normed* x; the residual stream runs
-    beside it in float32.
+    With an MLP, x += gate·MLP(modulate(LN(x))) before the last sum. The inner sums are with the *normed* x. The residual
+    stream, in float32, is all that goes from layer to layer.
     """
 
     def __init__(self, cfg: ZigMaConfig, mixer: str, directions: int, *, rngs: nnx.Rngs):
@@ -127,19 +127,21 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "b L hidden"],
         residual: Float[Array, "b L hidden"],
         c: Float[Array, "b hidden"],
         text: Text | None,
-        orders: tuple[GridPath, ...],
-        keep: Float[Array, " b"] | None,
-    ) -> tuple[Float[Array, "b L hidden"], Float[Array, "b L hidden"]]:
-        """One layer. keep (b,) scales what enters the residual stream (stochastic depth); None means 1."""
+        orders: tuple[GridPath | Visit, ...],
+        keep: Float[Array, "2 b"] | None,
+    ) -> Float[Array, "b L hidden"]:
+        """One layer: the residual stream (b, L, hidden), float32, before it and after it.
+
+        keep: what scales what enters the stream, at this layer and at the next (stochastic depth); None means 1.
+        """
         if hasattr(self, "pos_embed"):
-            x = x + self.pos_embed[...].astype(x.dtype)
-        branch = x if keep is None else x * keep[:, None, None]
+            positions = self.pos_embed[...].astype(jnp.float32)
+            residual = residual + (positions if keep is None else positions * keep[0][:, None, None])
         # Left to itself, XLA may store it with the batch innermost, and transpose wherever it meets a product.
-        residual = with_layout_constraint(residual + branch.astype(jnp.float32), Layout((0, 1, 2)))
+        residual = with_layout_constraint(residual, Layout((0, 1, 2)))
         x = self.norm(residual)
 
         parts = iter(jnp.split(self.modulation(jax.nn.silu(c)), self.modulation.out_features // x.shape[-1], axis=-1))
@@ -152,4 +154,4 @@ class Block(nnx.Module):
         if hasattr(self, "mlp"):
             shift, scale, gate = next(parts), next(parts), next(parts)
             x = x + gate[:, None] * self.mlp(modulate(self.norm_mlp(x), shift, scale))
-        return x, residual
+        return residual + (x if keep is None else x * keep[1][:, None, None]).astype(jnp.float32)

@@ -9,7 +9,7 @@ CHOICES = {
     "mixer": ("mamba", "mamba2", "attention"),
     "pos_embed": ("none", "sincos", "learned", "per_layer"),
     "dtype": ("float32", "bfloat16"),
-    "remat": ("none", "dots", "block"),
+    "remat": ("auto", "none", "dots", "mixer", "block"),
 }
 
 
@@ -46,8 +46,9 @@ class ZigMaConfig:
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0. Training only.
         dtype: compute dtype of matrix products and activations. Parameters, the residual stream, norms, the
             scan's state and the output layer are float32 whatever it is.
-        remat: what the backward pass recomputes: nothing ("none"), all but matrix products and scans ("dots"), or
-            whole blocks ("block").
+        remat: what the backward pass recomputes: nothing ("none"), all but matrix products and scans ("dots"), all
+            but the mixer's first product and its scan ("mixer"), or whole blocks ("block"). "auto" is what was
+            measured best on the platform at hand: "block" on a CPU, "none" elsewhere.
         unroll: compiles every layer by itself, not a loop over them: that takes longer, but a training step need not
             copy what its backward pass reads into arrays of all layers.
         scan_implementation: passed to `zigma_kernels.selective_scan`; None picks the fastest that fits.
@@ -79,7 +80,7 @@ class ZigMaConfig:
     expand: int = 2
     drop_path_rate: float = 0.1
     dtype: str = "float32"
-    remat: str = "none"
+    remat: str = "auto"
     unroll: bool = False
     scan_implementation: str | None = None
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-from zigma_kernels import GridPath, causal_conv, ssd
+from zigma_kernels import GridPath, Visit, causal_conv, ssd
 
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.initializers import (
@@ -45,7 +45,7 @@ class SSD(nnx.Module):
         self.D = nnx.Param(jnp.ones(self.heads))
 
     def __call__(
-        self, x: Float[Array, "b L hidden"], u: Float[Array, "b L d"], order: GridPath
+        self, x: Float[Array, "b L hidden"], u: Float[Array, "b L d"], order: GridPath | Visit
     ) -> Float[Array, "b L d"]:
         projected = self.proj(x)
         bc, dt = projected[..., : -self.heads], projected[..., -self.heads :]
@@ -86,7 +86,9 @@ class Mamba2Mixer(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "b L hidden"], orders: tuple[GridPath, ...]) -> Float[Array, "b L hidden"]:
+    def __call__(
+        self, x: Float[Array, "b L hidden"], orders: tuple[GridPath | Visit, ...]
+    ) -> Float[Array, "b L hidden"]:
         """Mixes along the orders, one a direction; x and the result are in raster order."""
         u, z = self.in_proj.parts(x, 2)
         y = self.ssd(x, u, orders[0])

@@ -5,8 +5,9 @@ Source: `Mamba` of mamba_simple.py (arXiv 2312.00752), channels last and with th
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
-from zigma_kernels import GridPath, causal_conv, selective_scan
+from zigma_kernels import GridPath, Visit, causal_conv, selective_scan
 
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.initializers import (
@@ -40,7 +41,9 @@ class SSM(nnx.Module):
         self.A_log = nnx.Param(log_arange(params(), (d, n)))
         self.D = nnx.Param(jnp.ones(d))
 
-    def __call__(self, x: Float[Array, "b L d"], z: Float[Array, "b L d"], order: GridPath) -> Float[Array, "b L d"]:
+    def __call__(
+        self, x: Float[Array, "b L d"], z: Float[Array, "b L d"], order: GridPath | Visit
+    ) -> Float[Array, "b L d"]:
         u = causal_conv(x, self.conv_kernel[...], self.conv_bias[...], order=order, activation="silu")
         dt, B, C = jnp.split(self.x_proj(u), self.splits, axis=-1)
         return selective_scan(
@@ -85,9 +88,11 @@ class Mixer(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "b L hidden"], orders: tuple[GridPath, ...]) -> Float[Array, "b L hidden"]:
+    def __call__(
+        self, x: Float[Array, "b L hidden"], orders: tuple[GridPath | Visit, ...]
+    ) -> Float[Array, "b L hidden"]:
         """Mixes along the orders, one a direction; x and the result are in raster order."""
-        u, z = self.in_proj.parts(x, 2)
+        u, z = checkpoint_name(self.in_proj.parts(x, 2), "in_proj")
         y = self.ssm(u, z, orders[0])
         if self.ssm_reverse is not None:
             y = y + self.ssm_reverse(u, z, orders[1])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Integer, Key
+from zigma_kernels import GridPath, Visit
 
 from zigma_jax.models.blocks import Block
 from zigma_jax.models.config import ZigMaConfig
@@ -17,13 +18,22 @@ from zigma_jax.models.linear import Linear
 from zigma_jax.models.orders import scan_orders
 from zigma_jax.models.text import Text, mean_over_tokens
 
+# What a backward pass keeps of a layer beside its input.
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names("selective_scan"),
     ),
+    "mixer": jax.checkpoint_policies.save_only_these_names("in_proj", "selective_scan"),
     "block": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def remat_policy(remat: str):
+    """The policy called so for `jax.checkpoint`, or None: everything is kept."""
+    if remat == "auto":
+        remat = "block" if jax.default_backend() == "cpu" else "none"
+    return REMAT_POLICIES.get(remat)
 
 
 def stack_layers(make_layer, depth: int, key: Key[Array, ""]):
@@ -117,10 +127,7 @@ class ZigMa(nnx.Module):
         c, text = self._condition(t, y)
         keep = None if key is None else drop_path_scales(key, x.shape[0], cfg.depth, cfg.drop_path_rate)
 
-        tokens, residual = self._apply_blocks(tokens, c, text, keep)
-
-        branch = tokens if keep is None else tokens * keep[-1][:, None, None]
-        residual = residual + branch.astype(jnp.float32)
+        residual = self._apply_blocks(tokens.astype(jnp.float32), c, text, keep)
         values = self.out(self.norm_out(self.norm(residual)))
         return unpatchify(values, cfg.sample_shape, cfg.patch_size)
 
@@ -191,50 +198,72 @@ class ZigMa(nnx.Module):
             return c + mean_over_tokens(*text), text
         return c, None
 
-    def _apply_blocks(self, x, c, text, keep):
-        """All blocks: a scan over groups of one period of layers, so that compile time does not grow with depth."""
+    def _apply_blocks(self, residual, c, text, keep):
+        """All blocks: a scan over groups of layers, so that compile time does not grow with depth.
+
+        A group is one layer, or as many as differ in more than their orders, which are data.
+        """
         names = [name for name in ("blocks", "attention_blocks") if hasattr(self, name)]
         graphdefs, layers = zip(*(nnx.split(getattr(self, name)) for name in names), strict=True)
+        size, orders, indices = self._orders()
 
-        def apply_block(kind, orders, carry, layer, keep):
-            return nnx.merge(graphdefs[kind], layer)(*carry, c, text, orders, keep)
+        def apply_block(place, index, residual, layer, keep):
+            """The layer at a place in its group, along the `index`-th of the orders that are there."""
+            kind = int(len(names) > 1 and self.cfg.attends(place))
+            along = tuple(each[index] if isinstance(each, Visit) else each for each in orders[place])
+            return nnx.merge(graphdefs[kind], layer)(residual, c, text, along, keep)
 
-        if self.cfg.remat != "none":
-            apply_block = jax.checkpoint(apply_block, static_argnums=(0, 1), policy=REMAT_POLICIES[self.cfg.remat])
+        if policy := remat_policy(self.cfg.remat):
+            apply_block = jax.checkpoint(apply_block, static_argnums=(0,), policy=policy)
 
-        def apply_layers(carry, xs):
-            """Consecutive layers, the first one a period's first: those of `blocks`, those that attend, and keep."""
-            *layers, keep = xs
+        def apply_layers(residual, xs):
+            """Consecutive layers, the first one a group's first: those of `blocks`, those that attend, order and keep."""
+            *layers, indices, keep = xs
             used = [0] * len(layers)
-            for i in range(sum(jax.tree.leaves(stack)[0].shape[0] for stack in layers)):
+            for i in range(len(indices)):
                 kind = int(len(layers) > 1 and self.cfg.attends(i))
                 layer = jax.tree.map(lambda a, n=used[kind]: a[n], layers[kind])
-                orders = self.plan.layer(used[kind])
-                carry = apply_block(kind, orders, carry, layer, None if keep is None else keep[i])
+                residual = apply_block(i, indices[i], residual, layer, None if keep is None else keep[i])
                 used[kind] += 1
-            return carry, None
+            return residual, None
 
-        period = self._period()
-        attending = period // self.cfg.attention_every if len(names) > 1 else 0
-        groups = self.cfg.depth // period
-        stacks = [*zip(layers, (period - attending, attending), strict=False)]
-        stacks.append((None if keep is None else keep[:-1], period))
+        attending = size // self.cfg.attention_every if len(names) > 1 else 0
+        groups = self.cfg.depth // size
+        stacks = [*zip(layers, (size - attending, attending), strict=False), (indices, size)]
+        if keep is not None:
+            residual = residual * keep[0][:, None, None]
+            keep = jnp.stack([keep[:-1], keep[1:]], axis=1)
+        stacks.append((keep, size))
         grouped = [
             jax.tree.map(lambda a, n=n: a[: groups * n].reshape(groups, n, *a.shape[1:]), stack) for stack, n in stacks
         ]
-        carry = (x, jnp.zeros(x.shape, jnp.float32))
-        carry, _ = jax.lax.scan(apply_layers, carry, grouped, unroll=self.cfg.unroll or 1)
-        if self.cfg.depth % period:
-            carry, _ = apply_layers(carry, [jax.tree.map(lambda a, n=n: a[groups * n :], stack) for stack, n in stacks])
-        return carry
+        residual, _ = jax.lax.scan(apply_layers, residual, grouped, unroll=self.cfg.unroll or 1)
+        if self.cfg.depth % size:
+            rest = [jax.tree.map(lambda a, n=n: a[groups * n :], stack) for stack, n in stacks]
+            residual, _ = apply_layers(residual, rest)
+        return residual
 
-    def _period(self) -> int:
-        """Number of layers after which both the orders and the kinds of layers repeat; at most all of them."""
-        every, orders = self.cfg.attention_every, self.plan.period
-        if self.cfg.mixer == "attention":
-            return 1
-        period = every * (orders // math.gcd(orders, every - 1)) if every else orders
-        return min(period, self.cfg.depth)
+    def _orders(self) -> tuple[int, list[tuple[GridPath | Visit, ...]], Integer[Array, " depth"]]:
+        """Number of layers in a group; the orders at each place in it, one a direction; which one each layer takes.
+
+        Where all groups have the same path, the order is that path; otherwise it is a table of paths, of as many
+        segments each. Layers that are unrolled have their own code, so their own paths, too.
+        """
+        cfg, plans, scanning = self.cfg, [], 0
+        for layer in range(cfg.depth):
+            plans.append(() if cfg.attends(layer) else self.plan.layer(scanning))
+            scanning += not cfg.attends(layer)
+        alike = [plan if cfg.unroll else tuple(path.segments for path in plan) for plan in plans]
+        size = next(n for n in range(1, cfg.depth + 1) if all(a == alike[i % n] for i, a in enumerate(alike)))
+        if cfg.attention_every and cfg.mixer != "attention":
+            size = min(math.lcm(size, cfg.attention_every), cfg.depth)
+        orders, indices = [], np.zeros(cfg.depth, np.int32)
+        for place in range(size):
+            distinct = list(dict.fromkeys(plans[place::size]))
+            indices[place::size] = [distinct.index(plan) for plan in plans[place::size]]
+            directions = zip(*distinct, strict=True)
+            orders.append(distinct[0] if len(distinct) == 1 else tuple(Visit.table(paths) for paths in directions))
+        return size, orders, jnp.asarray(indices)
 
 
 def drop_path_scales(key: Key[Array, "*b"], batch: int, depth: int, rate: float) -> Float[Array, "layers b"]:

@@ -69,6 +69,4 @@ def _backward(activation, tokens, dy, *arrays):
 
 def _as_xla(activation, tokens, x, weight, bias, past):
     visit = Visit(tokens, jnp.argsort(tokens), past.shape[1], "permuted")
-    return lambda x, weight, bias, past: xla.conv(
-        activation, visit, x, weight, bias, past.reshape(-1, *past.shape[2:])
-    )
+    return lambda x, weight, bias, past: xla.conv(activation, visit, x, weight, bias, past.reshape(-1, *past.shape[2:]))

@@ -60,8 +60,9 @@ def selective_scan(
         z: gate, applied as SiLU(z); none if omitted.
         dt_bias: bias of the step size; zero if omitted.
         order: the visiting order; None is raster. A `GridPath`, or an integer permutation (L,), numpy or jax
-            (then possibly traced, and unchecked), whose entry i is the token visited i-th. Arrays in and out
-            stay in raster order. Of a GridPath with several segments, each is scanned from its own state.
+            (then possibly traced, and unchecked), whose entry i is the token visited i-th; or a `Visit`, a path as
+            data, of a loop over several. Arrays in and out stay in raster order. Of a path with several segments,
+            each is scanned from its own state.
         initial_state: state before the first visited token, zero if omitted: (b, d, n), and
             (b, segments, d, n) for a GridPath with more than one segment.
         return_final_state: whether to return the state after the last visited token as well.

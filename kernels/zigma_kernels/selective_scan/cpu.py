@@ -83,9 +83,7 @@ def _backward(tokens, starts, dy, dfinal, u, dt, z, B, C, A, D, dt_bias, state):
         arrays = _as_xla(*arrays)
         starts = xla_chunks.forward(*arrays)[2]
         dfinal = jnp.transpose(dfinal, (1, 0, 3, 2))
-        du, ddt, dA, dB, dC, dD, dz, ddt_bias, dstate = xla_chunks.backward(
-            arrays[0], starts, dy, dfinal, *arrays[1:]
-        )
+        du, ddt, dA, dB, dC, dD, dz, ddt_bias, dstate = xla_chunks.backward(arrays[0], starts, dy, dfinal, *arrays[1:])
         of_first = (jnp.zeros((b, *x.shape)).at[0].set(x) for x in (dA.T, dD, ddt_bias))  # summed over b outside
         return du, ddt, dz, dB, dC, *of_first, jnp.transpose(dstate, (1, 0, 3, 2))
 
