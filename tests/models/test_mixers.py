@@ -140,7 +140,7 @@ def test_remat_dtype_and_file(kind, tmp_path):
     nnx.update(half, nnx.state(model))
     whole = answer(model, x)
     error = np.linalg.norm(answer(half, x) - whole) / np.linalg.norm(whole)
-    assert error < 0.05, f"{error:.3f}"
+    assert error < 0.08, f"{error:.3f}"
 
     save_official(model, tmp_path / "a.pt")
     again = load_official(tmp_path / "a.pt")

@@ -6,7 +6,6 @@ from typing import Any
 
 from zigma_jax.errors import ConfigError
 from zigma_jax.models.config import ZigMaConfig
-from zigma_jax.models.sit import SiTConfig
 from zigma_jax.models.variants import variant
 
 OPERATIONS = ("forward", "gradient", "step", "sample")
@@ -70,7 +69,4 @@ def model_config(case: Case) -> Any:
     name, _, order = case.model.partition("/")
     if name == "zigma":
         return variant(zigma, order or zigma.scan)
-    cfg = variant(zigma, "sit" if case.model == "torch_sit" else case.model)
-    if case.remat == "default" and isinstance(cfg, SiTConfig):  # its own, not ZigMa's
-        cfg = dataclasses.replace(cfg, remat=SiTConfig.remat)
-    return cfg
+    return variant(zigma, "sit" if case.model == "torch_sit" else case.model)

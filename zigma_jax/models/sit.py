@@ -16,6 +16,8 @@ from zigma_jax.models.initializers import normal_002, xavier_uniform, zeros
 from zigma_jax.models.linear import Linear
 from zigma_jax.models.zigma import REMAT_POLICIES, stack_layers
 
+SIT_REMAT = ("none", "dots", "block")
+
 
 @dataclasses.dataclass(frozen=True)
 class SiTConfig:
@@ -77,7 +79,7 @@ class SiTConfig:
         require(self.mlp_ratio > 0, "mlp_ratio", "must be positive")
         require(self.num_classes >= 0, "num_classes", "must not be negative; 0 means no class labels")
         require(not self.null_class or self.num_classes > 0, "null_class", "needs num_classes > 0")
-        for field, choices in {"dtype": ("float32", "bfloat16"), "remat": ("none", "dots", "block")}.items():
+        for field, choices in {"dtype": ("float32", "bfloat16"), "remat": SIT_REMAT}.items():
             require(getattr(self, field) in choices, field, f"must be one of {', '.join(choices)}")
 
     @property

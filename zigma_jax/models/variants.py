@@ -7,7 +7,7 @@ from typing import Any
 from zigma_jax.errors import ConfigError
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.orders import scan_orders
-from zigma_jax.models.sit import SiTConfig
+from zigma_jax.models.sit import SIT_REMAT, SiTConfig
 
 NAMES = "an order (zigzag8, sweep2, hilbert8, …), mamba2, attention, hybrid<k>, sit; with the order, mamba2/sweep1"
 _MAMBA2_STATES = 64
