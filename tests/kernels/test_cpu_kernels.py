@@ -114,7 +114,7 @@ def test_without_a_compiler(fresh, monkeypatch, caplog):
     with pytest.raises(NotImplementedError, match="no-such-compiler"):
         causal_conv(jnp.ones((1, 4, 2)), jnp.ones((4, 2)), implementation="cpu")
     monkeypatch.setenv("ZIGMA_CPU_KERNELS", "require")
-    with pytest.raises(RuntimeError, match="ZIGMA_CPU_KERNELS=require, but .*no-such-compiler"):
+    with pytest.raises(RuntimeError, match=r"ZIGMA_CPU_KERNELS=require, but .*no-such-compiler"):
         chosen()
 
 

@@ -45,6 +45,7 @@ def variant(base: ZigMaConfig, name: str) -> Any:
         cfg = dataclasses.replace(base, mixer="attention", mlp_ratio=4.0, depth=depth, head_size=head_size)
     elif kind == "sit":
         shared = {field.name for field in dataclasses.fields(SiTConfig)} & {f.name for f in dataclasses.fields(base)}
+        shared -= set() if base.remat in SIT_REMAT else {"remat"}
         fields = {field: getattr(base, field) for field in shared} | {
             "depth": max(1, base.depth // 2),
             "mlp_ratio": 4.0,

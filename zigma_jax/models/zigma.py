@@ -217,7 +217,7 @@ class ZigMa(nnx.Module):
             apply_block = jax.checkpoint(apply_block, static_argnums=(0,), policy=policy)
 
         def apply_layers(residual, xs):
-            """Consecutive layers, the first one a group's first: those of `blocks`, those that attend, order and keep."""
+            """Consecutive layers from a group's first on; `xs`: those of `blocks`, those that attend, orders, keep."""
             *layers, indices, keep = xs
             used = [0] * len(layers)
             for i in range(len(indices)):
