@@ -99,8 +99,8 @@ class CrossAttention(nnx.Module):
 class Block(nnx.Module):
     """x = norm(residual); x += gate·mixer(modulate(x)); residual += x.
 
-    With text x += gate·attention(modulate(LN(x))), and with an MLP x += gate·MLP(modulate(LN(x))), before the last sum. The inner sums are with the *normed* x. The
-    residual stream, in float32, is all that goes from layer to layer.
+    With text x += gate·attention(modulate(LN(x))), and with an MLP x += gate·MLP(modulate(LN(x))), before the last sum.
+    The inner sums are with the *normed* x. The residual stream, in float32, is all that goes from layer to layer.
     """
 
     def __init__(self, cfg: ZigMaConfig, mixer: str, directions: int, *, rngs: nnx.Rngs):
