@@ -19,6 +19,7 @@ from tests.training.fake_autoencoder import PROGRAM, FakeAutoencoder
 from tests.training.test_sampling import CONFIG, draw
 from tests.training.tiny_text import write_bert
 from zigma_jax.data.config import TextConfig
+from zigma_jax.drawing import Autoguided
 from zigma_jax.training.config import SampleConfig
 from zigma_jax.training.decoding import Decoder
 from zigma_jax.training.prompts import Prompts, open_text_encoder
@@ -60,6 +61,26 @@ def test_it_draws_and_encodes(model, tmp_path):
     assert encoded["labels"].tolist() == drawn["labels"].tolist()
     key = jax.random.fold_in(jax.random.key(0), 8)  # of seed 0 and the last sample
     np.testing.assert_allclose(encoded["noise"][8], jax.random.normal(key, (8, 8, 3)), atol=2e-3)
+
+
+@pytest.mark.slow
+def test_away_from_a_weaker_model(model, tmp_path):
+    weak = random_model(dataclasses.replace(CONFIG.model, depth=1), scale=0.1)
+    for name, each in (("model", model), ("weak", weak)):
+        save_weights(each, tmp_path / f"{name}.safetensors")
+    other = dataclasses.replace(CONFIG.model, num_classes=3)
+    save_weights(random_model(other), tmp_path / "other.safetensors")
+    options = [f"--source={tmp_path}/model.safetensors", "--method=heun", "--steps=4", "--num=3"]
+    options += ["--autoguide_scale=2.5", f"--output={tmp_path}/out"]
+    code, printed = programs.run("zigma_jax.sample", *options, f"--autoguide={tmp_path}/weak.safetensors")
+    assert code == 0, printed
+    cfg = SampleConfig("heun", steps=4)
+    guided = Autoguided(model, weak, 2.5, (0.0, 1.0))
+    pictures = Decoder((8, 8, 3), make_mesh())(draw(guided, 3, 3, 1, labels=[0, 1, 2], cfg=cfg))
+    assert np.abs(np.load(tmp_path / "out" / "samples.npz")["samples"].astype(int) - pictures).max() <= 1
+    code, printed = programs.run("zigma_jax.sample", *options, f"--autoguide={tmp_path}/other.safetensors")
+    assert code == 1
+    assert "other.safetensors: its num_classes is 3, and the model's is 20" in printed
 
 
 def test_killed_and_stopped_by_ctrl_c_it_goes_on(tmp_path):

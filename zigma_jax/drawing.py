@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from zigma_jax.data.config import LatentConfig, TextConfig
 from zigma_jax.errors import ConfigError, UserError
-from zigma_jax.interpolant import Interpolant
+from zigma_jax.interpolant import Interpolant, autoguide
+from zigma_jax.interpolant.guidance import check_guidance
 from zigma_jax.models.families import BackboneConfig, Model
 from zigma_jax.models.text import Text
 from zigma_jax.programs import DEFINE_family, DEFINE_sample, parse_labels
@@ -102,6 +103,35 @@ class Drawing:
         return settings
 
 
+class Autoguided(nnx.Module):
+    """A model led away from a weaker one, as one model: `zigma_jax.interpolant.autoguide`."""
+
+    def __init__(self, model: Model, weak: Model, scale: float, interval: tuple[float, ...]):
+        self.model, self.weak, self.scale, self.interval = model, weak, scale, interval
+        self.cfg = model.cfg
+
+    def __call__(self, x, t, y=None, *, key=None):
+        del key
+        return autoguide(self.model, self.weak, y, self.scale, self.interval)(x, t)
+
+    def null_condition(self, y):
+        return self.model.null_condition(y)
+
+
+def _autoguided(model: Model, place: str, checkpoint: str, scale: float, cfg: SampleConfig) -> Autoguided:
+    """Raises ConfigError for a weaker model that is no model of the same samples and conditions."""
+    weak, _ = load_weights(Path(place), checkpoint=checkpoint)
+    for field in ("sample_shape", "num_classes", "null_class", "context_size"):
+        ours, theirs = getattr(model.cfg, field), getattr(weak.cfg, field)
+        if ours != theirs:
+            raise ConfigError(f"--autoguide={place}: its {field} is {theirs}, and the model's is {ours}")
+    try:
+        check_guidance(scale, cfg.guidance_interval)
+    except ConfigError as error:
+        raise ConfigError(f"--autoguide_scale: {error}") from None
+    return Autoguided(model, weak, scale, cfg.guidance_interval)
+
+
 def DEFINE_drawing() -> Callable[..., Drawing]:  # noqa: N802 - as absl names its own
     """The flags that say what is drawn. Returns a function that loads the model of a path as they say.
 
@@ -133,6 +163,11 @@ def DEFINE_drawing() -> Callable[..., Drawing]:  # noqa: N802 - as absl names it
         )
         for name in ("scale", "shift")
     }
+    weaker = flags.DEFINE_string(
+        "autoguide", None, "A weaker model of the same samples, which guidance leads away from."
+    )
+    weaker_checkpoint = flags.DEFINE_string("autoguide_checkpoint", "latest", "Of --autoguide, as --checkpoint.")
+    weaker_scale = flags.DEFINE_float("autoguide_scale", 2.0, "How far --autoguide leads away; 1 is not at all.")
     changed, family = DEFINE_sample(), DEFINE_family()
 
     def load(source: Path, mesh: Mesh, captions: Sequence[str] = ()) -> Drawing:
@@ -148,6 +183,9 @@ def DEFINE_drawing() -> Callable[..., Drawing]:  # noqa: N802 - as absl names it
             model, config = load_weights(source, weights.value, checkpoint.value, family=kind)
         cfg = changed(config.sample if config else SampleConfig())
         check_guided(model.cfg, cfg.guidance)
+        if weaker.value:
+            model = _autoguided(model, weaker.value, weaker_checkpoint.value, weaker_scale.value, cfg)
+            about |= {"autoguide": f"{weaker.value} at {weaker_scale.value:g}"}
         text = _prompts(model.cfg, config, cfg, source, captions) if model.cfg.context_size else None
         if text is None and (prompts.value or negative.value or text_encoder.value):
             given = "prompts" if prompts.value else "negative" if negative.value else "text_encoder"
