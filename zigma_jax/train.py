@@ -5,7 +5,8 @@ The same command again goes on from the last checkpoint. What a run leaves in it
     config.json          every field of the configuration, as it was last started
     metrics.jsonl        one line a log point; the same in tensorboard/
     metrics.cut.jsonl    lines of steps that had to be done again: what came after the checkpoint that it went on from
-    previews/            grids of samples from fixed noise, NNNNNNN.png by step, newest also as latest.png
+    previews/            grids of samples from fixed noise, NNNNNNN.png by step, newest also as latest.png; of clips
+                         .webp, which plays
     checkpoints/         see zigma_jax/training/checkpoint.py
     evaluations.json     if the configuration asks for evaluations: their numbers, and which step was the best
 
@@ -37,7 +38,7 @@ from zigma_jax.training.decoding import Decoder
 from zigma_jax.training.evaluation import ScheduledEvaluation
 from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.parse_config import to_dict
-from zigma_jax.training.preview import make_grid, save_png
+from zigma_jax.training.preview import animation, make_grid, save_animation, save_png
 from zigma_jax.training.processes import from_primary
 from zigma_jax.training.prompts import Prompts, preview_conditions
 from zigma_jax.training.samples import inputs, open_samples
@@ -156,8 +157,9 @@ class Run:
             self.logger.print("\n".join(["changed since the workdir was last used:", *self.changed]))
         self.logger.print(parameter_table(self.abstract_state.params))
         info = self.dataset.info
+        words = "clips" if info.has_clips else "pictures"
         self.logger.print(
-            f"{info.name}: {len(self.dataset):,} pictures ({info.licence})\n"
+            f"{info.name}: {len(self.dataset):,} {words} ({info.licence})\n"
             f"{self.mesh.size} × {jax.devices()[0].device_kind}, mesh {dict(self.mesh.shape)}; "
             f"{self.workdir}, from step {self.step}"
         )
@@ -234,10 +236,18 @@ class Run:
             indices = np.arange(self.config.log.preview_count)
             samples = self.draw(self.state.ema, indices, self.shown(indices))
             captions = self.shown.of(indices) if isinstance(self.shown, Prompts) else None
-            grid = make_grid(self.decoder(samples), captions=captions)
+            pictures, places = self.decoder(samples), [self.workdir / "previews" / f"{self.step:07d}"]
+            places.append(self.workdir / "previews" / "latest")
+            if pictures.ndim == 5:
+                if jax.process_index() == 0:
+                    for place in places:
+                        save_animation(place.with_suffix(".webp"), pictures)
+                    self.logger.clip(self.step, "samples", animation(pictures, ".gif"))
+                return
+            grid = make_grid(pictures, captions=captions)
             if jax.process_index() == 0:
-                save_png(self.workdir / "previews" / f"{self.step:07d}.png", grid)
-                save_png(self.workdir / "previews" / "latest.png", grid)
+                for place in places:
+                    save_png(place.with_suffix(".png"), grid)
             self.logger.image(self.step, "samples", grid)
 
     # ---- checkpoints

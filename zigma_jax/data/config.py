@@ -4,13 +4,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+from zigma_jax.data.clips.window import Short, Window
 from zigma_jax.errors import ConfigError
 
 FROM_FOLDER = {
-    "folder": "the directory of pictures",
+    "folder": "the directory of pictures or clips",
     "parquet": "the directory of parquet files",
     "celeba": "the directory with img_align_celeba.zip and list_eval_partition.txt",
     "coco": "the directory with train2014.zip, val2014.zip and annotations_trainval2014.zip",
+} | {
+    name: "the directory with UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip"
+    for name in ("ucf101", "ucf101/2", "ucf101/3")
 }
 """The sets that are made from `data.folder`, and what that is."""
 
@@ -20,20 +24,24 @@ class DataConfig:
     """data.*: the pictures.
 
     Attributes:
-        name: avatars, emoji (or avatars/256, …), folder, parquet, celeba, coco, webdataset, hf://datasets/OWNER/NAME,
-            or a set of TFDS's catalogue.
+        name: avatars, emoji (or avatars/256, …), avatars_moving, folder, parquet, celeba, coco, ucf101, webdataset,
+            hf://datasets/OWNER/NAME, or a set of TFDS's catalogue.
         data_dir: where prepared sets lie; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         split: a split of the set, or part of one as TFDS writes it: "train[:90%]".
         image_size: pixels (height, width), or one number for a square.
         flip: mirror every other picture, drawn anew each time that it is seen.
         workers: processes that make batches; 0: one thread of this process.
         max_bad_fraction: the run stops when more of the samples than this were unreadable (of at least 1000).
-        folder: the directory of pictures (name="folder"), of parquet files ("parquet"), or of the files
-            of CelebA ("celeba") or COCO ("coco").
+        folder: the directory of pictures or clips (name="folder"), of parquet files ("parquet"), or of the files
+            of CelebA ("celeba"), COCO ("coco") or UCF101 ("ucf101").
         shards: the tars of name="webdataset": a directory, a glob, a range ("train-{000..124}.tar"), or several of
             these with commas between them.
         image_column, label_column, caption_column: the column, feature or member that holds the pictures, the classes
             or the captions; None: found by its kind and name.
+        frames: of a clip; 0: the samples are pictures. Each time that a clip is seen, another window of it is drawn.
+        stride: frames of the clip from one frame of the window to the next.
+        fps: frames a second of the window, in place of `stride`: at each time what the clip shows then.
+        short: clips shorter than a window start again from their beginning ("loop"), or count as unreadable ("refuse").
     """
 
     name: str = "avatars"
@@ -48,6 +56,10 @@ class DataConfig:
     image_column: str | None = None
     label_column: str | None = None
     caption_column: str | None = None
+    frames: int = 0
+    stride: int = 1
+    fps: float | None = None
+    short: Short = "loop"
 
     def __post_init__(self):
         if isinstance(self.image_size, Sequence) and len(self.image_size) != 2:
@@ -59,6 +71,17 @@ class DataConfig:
             raise ConfigError(f"data.workers={self.workers}: must be 0 or more")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"data.max_bad_fraction={self.max_bad_fraction}: must lie in [0, 1]")
+        if self.frames < 0:
+            raise ConfigError(f"data.frames={self.frames}: must not be negative; 0 is for pictures")
+        if self.stride < 1:
+            raise ConfigError(f"data.stride={self.stride}: must be at least 1")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise ConfigError(f"data.fps={self.fps}: must be positive, and at most 1000")
+        if self.fps is not None and self.stride != 1:
+            raise ConfigError(f"data.fps={self.fps} and data.stride={self.stride}: give one of them")
+        for name, default in (("stride", 1), ("fps", None)):
+            if not self.frames and getattr(self, name) != default:
+                raise ConfigError(f"data.{name}={getattr(self, name)}: is for clips, which data.frames asks for")
 
     def check_place(self) -> None:
         """Raises ConfigError if it isn't said where a set's files are, or said of a set that has none."""
@@ -74,6 +97,11 @@ class DataConfig:
             raise ConfigError(
                 "data.name='webdataset' needs data.shards: a directory of tars, a glob, or a range in braces"
             )
+
+    @property
+    def window(self) -> Window | None:
+        """Which frames of a clip are taken; None of pictures."""
+        return Window(self.frames, self.stride, self.fps, self.short) if self.frames else None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Batches of pictures or of their encodings: deterministic, sharded by process, resumable to the sample.
+"""Batches of pictures, of clips or of their encodings: deterministic, sharded by process, resumable to the sample.
 
 The batch of step k is a pure function of (data set, seed, k, global batch size). Everything else follows:
 a run resumed at step k reads what the uninterrupted run would have read, processes need not talk to each
@@ -16,6 +16,8 @@ import numpy as np
 from absl import flags, logging
 
 from zigma_jax.data.captions import Texts
+from zigma_jax.data.clips.decode import read_clip
+from zigma_jax.data.clips.window import Window, fraction
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.latent_sets import EncodedSet
 from zigma_jax.data.pictures.decode import decode
@@ -23,28 +25,31 @@ from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.data.reads import BadDataError, Reads
 from zigma_jax.data.sources import Source, SourceInfo, open_source
 from zigma_jax.data.workers import live_with_parent, start_deaf
-from zigma_jax.errors import ConfigError, DataError
+from zigma_jax.errors import ConfigError, DataError, MissingPackageError
 
 Batch = dict[str, np.ndarray]
-"""`image` float32 (b, h, w, 3) in [-1, 1], or of an encoded set `mean` and, if its network has one, `std`, float16
-(b, h, w, c), in the network's units; `index` int32 (b,), the record's place in the data set; `label` int32 (b,) if the
+"""`image` float32 (b, h, w, 3) in [-1, 1], or `video` uint8 (b, f, h, w, 3), or of an encoded set `mean` and, if its network has one, `std`, float16
+(b, [f,] h, w, c), in the network's units; `index` int32 (b,), the record's place in the data set; `label` int32 (b,) if the
 set has classes. With text, of one caption a picture: `tokens` float16 (b, m, width) or `token_ids` int32 (b, m), and
 `token_mask` bool (b, m) if the encoder has one; see `TextSet` and `TokenizedCaptions`."""
 
 _PREFETCH = 4  # batches made ahead, in one background thread
-_FLIP, _REPLACE, _ORDER, _CAPTION = 1, 2, 3, 4  # what a random stream is for
+_FLIP, _REPLACE, _ORDER, _CAPTION, _WINDOW = 1, 2, 3, 4, 5  # what a random stream is for
 _ORDER_VERSION = 2  # 1: epoch e of seed s was epoch e − 1 of seed s + 1
 _ATTEMPTS = 64  # other records tried in place of an unreadable one
 
 
 @runtime_checkable
 class Examples(Protocol):
-    """What batches are made of: pictures, or what an encoded set has of them."""
+    """What batches are made of: pictures or clips, or what an encoded set has of them."""
 
     info: SourceInfo
 
-    def read(self, index: int, flip: bool) -> Any:
-        """One example, mirrored or not. An exception of any kind means that it is unreadable."""
+    def read(self, index: int, flip: bool, draw: int) -> Any:
+        """One example, mirrored or not. An exception of any kind means that it is unreadable.
+
+        draw: 64 random bits, which choose the window of a clip.
+        """
         ...
 
     def batch(self, examples: list[Any]) -> Batch:
@@ -58,7 +63,7 @@ class Pictures:
     def __init__(self, source: Source, size: tuple[int, int]):
         self.source, self.size, self.info = source, size, source.info
 
-    def read(self, index: int, flip: bool) -> tuple[Any, np.ndarray]:
+    def read(self, index: int, flip: bool, draw: int) -> tuple[Any, np.ndarray]:
         """The record and its pixels."""
         record = self.source[index]
         pixels = center_crop(decode(self.source.picture(record)), self.size)
@@ -72,6 +77,40 @@ class Pictures:
         return batch
 
 
+class Clips:
+    """Windows of a source's clips, cropped to `size`; bytes, because as floats a batch would take four times as much.
+
+    Raises ConfigError if the source has none.
+    """
+
+    def __init__(self, source: Source, size: tuple[int, int], window: Window):
+        if not source.info.has_clips:
+            raise ConfigError(f"data.frames={window.frames}: {source.info.name} has no clips; 0 is for pictures")
+        self.source, self.size, self.window, self.info = source, size, window, source.info
+
+    def read(self, index: int, flip: bool, draw: int) -> tuple[Any, np.ndarray]:
+        """The record and its pixels."""
+        record = self.source[index]
+        pixels = read_clip(self.source.clip(record), self.window, fraction(draw), self.size)
+        return record, pixels[:, :, ::-1] if flip else pixels
+
+    def batch(self, examples: list[tuple[Any, np.ndarray]]) -> Batch:
+        """`video`, and `label` if there are classes."""
+        batch: Batch = {"video": np.stack([pixels for _, pixels in examples])}
+        if self.info.num_classes:
+            batch["label"] = np.array([self.source.label(record) for record, _ in examples], np.int32)
+        return batch
+
+
+def examples_of(source: Source, config: DataConfig) -> "Examples":
+    """The pictures or the clips of a source, as `config` says. Raises ConfigError if it has none of that kind."""
+    if config.window is not None:
+        return Clips(source, config.size, config.window)
+    if source.info.has_clips:
+        raise ConfigError(f"data.frames=0: {source.info.name} has clips; give the frames of a window, as data.frames=16")
+    return Pictures(source, config.size)
+
+
 class _Reader:
     """Reads samples; an unreadable one is replaced by another that (seed, index) alone determines."""
 
@@ -79,22 +118,28 @@ class _Reader:
         self.examples, self.seed, self.text = examples, seed, text
 
     def batch(
-        self, indices: Sequence[int], flips: Sequence[bool], draws: Sequence[int]
+        self, indices: Sequence[int], flips: Sequence[bool], numbers: Sequence[int]
     ) -> tuple[Batch, list[tuple[int, str]]]:
-        """The records `indices`, mirrored or not; `draws` choose their captions. Those that were unreadable, too."""
+        """The records `indices`, mirrored or not, and those that were unreadable.
+
+        numbers: of the samples, with the seed, choose captions and windows.
+        """
         failures: list[tuple[int, str]] = []
-        read = [self._read(*sample, failures) for sample in zip(indices, flips, draws, strict=True)]
+        read = [self._read(*sample, failures) for sample in zip(indices, flips, numbers, strict=True)]
         batch = self.examples.batch([example for _, example, _ in read])
         if self.text is not None:
             batch |= self.text.batch([words for _, _, words in read])
         return {**batch, "index": np.array([index for index, _, _ in read], np.int32)}, failures
 
-    def _read(self, index: int, flip: bool, draw: int, failures: list[tuple[int, str]]) -> tuple[int, Any, Any]:
+    def _read(self, index: int, flip: bool, number: int, failures: list[tuple[int, str]]) -> tuple[int, Any, Any]:
+        caption, window = (int(_draw(self.seed, purpose, number, 1)[0]) for purpose in (_CAPTION, _WINDOW))
         message = ""
         for candidate in self._candidates(index):
             try:
-                words = None if self.text is None else self.text.read(candidate, draw)
-                return candidate, self.examples.read(candidate, flip), words
+                words = None if self.text is None else self.text.read(candidate, caption)
+                return candidate, self.examples.read(candidate, flip, window), words
+            except MissingPackageError:
+                raise
             except Exception as error:  # damage shows as any exception of the reader, parser or decoder
                 message = f"{type(error).__name__}: {error}"
                 if candidate == index:  # one sample is unreadable, however many are tried in its place
@@ -145,7 +190,7 @@ class _Steps:
         return self.reader.batch(
             [self.order(start + i) for i in mine],
             [self.flip and coins[i] == 1 for i in mine],
-            [int(_draw(self.seed, _CAPTION, start + i, 1)[0]) for i in mine],
+            [start + i for i in mine],
         )
 
 
@@ -243,7 +288,7 @@ class ImageDataset:
             "order": _ORDER_VERSION,
         }
         count = global_batch // process_count
-        reader = _Reader(Pictures(source, config.size) if encoded is None else encoded, seed, text)
+        reader = _Reader(examples_of(source, config) if encoded is None else encoded, seed, text)
         self._steps = _Steps(reader, config.flip, seed, global_batch, process_index * count, count)
         _warn_if_enlarged(source, config.size)
 
@@ -316,19 +361,22 @@ def one_pass(
     """Every record of a split once, in order, neither shuffled nor mirrored: for statistics and metrics.
 
     Process p of P reads records p, p + P, …; the last batch may be smaller. `records`: only these; `limit`: only the
-    first so many. An unreadable record is replaced and counted as in training.
+    first so many. An unreadable record is replaced and counted as in training. Of a clip, the window that its number
+    draws is taken, the same each time.
     """
     source = open_source(config)
-    reader, reads = _Reader(Pictures(source, config.size), seed=0), Reads(config.max_bad_fraction)
+    reader, reads = _Reader(examples_of(source, config), seed=0), Reads(config.max_bad_fraction)
     indices = (range(len(source)) if records is None else records)[:limit][process_index::process_count]
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
-        batch, failures = reader.batch(chosen, [False] * len(chosen), [0] * len(chosen))
+        batch, failures = reader.batch(chosen, [False] * len(chosen), chosen)
         reads.add(len(chosen), failures, source.info)
         yield batch
 
 
 def _warn_if_enlarged(source: Source, size: tuple[int, int]) -> None:
+    if source.info.has_clips:
+        return
     try:
         image = decode(source.picture(source[0]))
     except Exception:

@@ -43,12 +43,16 @@ class Autoencoder(Protocol):
 
 
 def posterior(
-    autoencoder: Any, images: Float[Array, "b height width 3"]
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"] | None]:
+    autoencoder: Any, images: Float[Array, "b height width 3"] | Float[Array, "b f height width 3"]
+) -> tuple[Float[Array, "b *f h w c"], Float[Array, "b *f h w c"] | None]:
     """Mean and standard deviation, float32, of the latents of pictures in [-1, 1]; None where there is no deviation.
 
+    Of clips each frame is a picture, and the frames are computed one after the other, in the memory that one takes.
     The logarithm of the variance is clipped to [-30, 20], as the autoencoders of Stable Diffusion were trained.
     """
+    if images.ndim == 5:
+        parts = jax.lax.map(lambda frame: posterior(autoencoder, frame), jnp.moveaxis(images, 1, 0))
+        return jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), parts)
     mean, logvar = autoencoder.encode(images)
     mean = mean.astype(jnp.float32)
     return mean, None if logvar is None else jnp.exp(jnp.clip(logvar.astype(jnp.float32), -30.0, 20.0) / 2)

@@ -20,10 +20,11 @@ class PreparedSource:
     """One split of a prepared set, read from ArrayRecord; see `Source`.
 
     image, label, caption: the names of the features to take ("attributes/Smiling" for one inside of another). By
-    default pictures are the feature `image`, else the first of pictures; classes are `label`, else the first
+    default pictures are the feature `image`, else the first of pictures. A set without pictures may have clips: a
+    sequence of pictures, or the feature `video` that holds a file's bytes. Classes are `label`, else the first
     ClassLabel; captions are the first of `CAPTIONS` that holds text or several texts.
 
-    Raises DataError: no pictures, a feature or split that isn't there, an empty split, a set in another file format.
+    Raises DataError: neither pictures nor clips, a feature or split that isn't there, an empty split, a set in another file format.
     """
 
     def __init__(
@@ -40,17 +41,19 @@ class PreparedSource:
             raise DataError(f"data.name={name!r}: its records are {builder.info.features}, not dictionaries")
         features = _flat(builder.info.features)
         images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-        if not images:
+        clips = [key for key, feature in features.items() if _is_clip(key, feature)]
+        if not images and not clips:
             raise DataError(f"data.name={name!r} has no pictures; its features: {', '.join(features)}")
         labels = [key for key, feature in features.items() if _is_label(feature)]
-        texts = [key for key, feature in features.items() if _is_text(feature)]
+        texts = [key for key, feature in features.items() if _is_text(feature) and key not in clips]
         classes = [k for k in labels if isinstance(features[k], tfds.features.ClassLabel) and _SEPARATOR not in k]
-        self._image = _choose(name, "image", image, images) or ("image" if "image" in images else images[0])
+        found = images or clips
+        self._image = _choose(name, "image", image, found) or ("image" if "image" in found else found[0])
         self._label = _choose(name, "label", label, labels) or next(iter(sorted(classes, key="label".__ne__)), None)
         self._text = _choose(name, "caption", caption, texts) or next((k for k in CAPTIONS if k in texts), None)
         # Only what training needs is parsed. Pictures stay encoded: decoding is ours, one rule for every set,
         # and damage is caught where it is counted.
-        self._features = _only(features, [self._image, self._label])
+        self._features = _only(features | {key: _as_bytes(features[key]) for key in clips}, [self._image, self._label])
         self._texts = _only(features, [self._text])
         of_attributes = {
             key: of for key, of in sorted(features.items()) if key in labels and key.startswith(_ATTRIBUTES)
@@ -85,6 +88,8 @@ class PreparedSource:
             has_captions=self._text is not None,
             licence=(redistribution.license if redistribution else "") or "not stated: see the set's homepage",
             path=str(builder.data_path),
+            has_pictures=bool(images),
+            has_clips=not images,
             fingerprint=_fingerprint(builder.info.full_name, files, (self._image, self._label, self._text)),
         )
         if self.info.length == 0:
@@ -94,7 +99,9 @@ class PreparedSource:
         return self.info.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The record: its picture, still encoded, and its class if there are classes."""
+        """The record: its picture or clip, still encoded, and its class if there are classes."""
+        if self.info.has_clips:
+            return self._features.deserialize_example_np(self._records[index])  # pyright: ignore[reportReturnType]
         skip: Any = tfds.decode.SkipDecoding()
         for key in reversed(self._image.split(_SEPARATOR)):
             skip = {key: skip}
@@ -102,6 +109,10 @@ class PreparedSource:
 
     def picture(self, record: dict[str, Any]) -> bytes:
         """The encoded picture of a record."""
+        return _at(record, self._image)
+
+    def clip(self, record: dict[str, Any]) -> bytes | list[bytes]:
+        """The clip of a record: a file, or its frames, each of them encoded."""
         return _at(record, self._image)
 
     def label(self, record: dict[str, Any]) -> int:
@@ -162,6 +173,19 @@ def _at(record: Any, path: str) -> Any:
     for key in path.split(_SEPARATOR):
         record = record[key]
     return record
+
+
+def _is_clip(key: str, feature: Any) -> bool:
+    """A sequence of pictures; or, by the name `video` alone, a file of whatever format."""
+    if isinstance(feature, tfds.features.Sequence):
+        return isinstance(feature.feature, tfds.features.Image)
+    return key == "video" and _is_text(feature)
+
+
+def _as_bytes(feature: Any) -> Any:
+    """The feature of a clip, such that nothing of it is decoded: TFDS cannot leave sequences undecoded by itself."""
+    raw = tfds.features.Scalar(np.object_)
+    return tfds.features.Sequence(raw) if isinstance(feature, tfds.features.Sequence) else raw
 
 
 def _is_label(feature: Any) -> bool:

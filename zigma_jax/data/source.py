@@ -22,7 +22,9 @@ class SourceInfo:
     fingerprint: str
     """Tells one set of records from another, wherever they lie: hexadecimal, of names, lengths and sizes."""
     has_pictures: bool = True
-    """False of a set that came as latents alone."""
+    """False of a set that came as latents alone, and of clips."""
+    has_clips: bool = False
+    """Whether records are clips, which `clip` returns in place of `picture`."""
 
 
 @runtime_checkable
@@ -42,6 +44,10 @@ class Source(Protocol):
 
     def picture(self, record: Any) -> bytes:
         """The encoded picture of a record."""
+        ...
+
+    def clip(self, record: Any) -> Any:
+        """The clip of a record, as `clips.decode.read_clip` takes it; only for sets of clips."""
         ...
 
     def label(self, record: Any) -> int:

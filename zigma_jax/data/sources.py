@@ -14,8 +14,9 @@ from absl import logging
 from tensorflow_datasets.core import constants
 
 from zigma_jax.data import hub
+from zigma_jax.data.clips.folder import ClipFolder, clip_splits
 from zigma_jax.data.config import DataConfig
-from zigma_jax.data.datasets import avatars, catalog, celeba, coco, emoji, folder
+from zigma_jax.data.datasets import avatars, avatars_moving, catalog, celeba, coco, emoji, folder, ucf101
 from zigma_jax.data.prepared import PreparedSource
 from zigma_jax.data.source import Source, SourceInfo
 from zigma_jax.data.webdataset import TarSource, shards_by_split
@@ -26,7 +27,7 @@ __all__ = ["PreparedSource", "Source", "SourceInfo", "TarSource", "open_source",
 _LIVES = 24 * 3600.0  # see `_only_one`
 _REVISION = 12  # digits of a hub's revision in the name of a prepared set
 
-OWN = {"avatars": avatars.Avatars, "emoji": emoji.Emoji}
+OWN = {"avatars": avatars.Avatars, "avatars_moving": avatars_moving.AvatarsMoving, "emoji": emoji.Emoji}
 
 
 def open_source(config: DataConfig) -> Source:
@@ -37,6 +38,8 @@ def open_source(config: DataConfig) -> Source:
     config.check_place()
     if config.name == "webdataset":
         return _open_tars(config, config.split)
+    if config.name == "folder" and config.frames:
+        return ClipFolder(config.folder or "", config.split, _root(config))
     return _open_prepared(config, _prepare(config), config.split)
 
 
@@ -45,6 +48,8 @@ def open_splits(config: DataConfig) -> list[Source]:
     config.check_place()
     if config.name == "webdataset":
         return [_open_tars(config, split) for split in shards_by_split(config.shards or "")]
+    if config.name == "folder" and config.frames:
+        return [ClipFolder(config.folder or "", name, _root(config)) for name in clip_splits(config.folder or "")]
     builder = _prepare(config)
     return [_open_prepared(config, builder, split) for split in builder.info.splits]
 
@@ -136,6 +141,8 @@ def _own_builder(config: DataConfig) -> tfds.core.DatasetBuilder | None:
             return celeba.Celeba(folder=folder_path, data_dir=data_dir)
         if name == "coco":
             return coco.Coco(folder=folder_path, data_dir=data_dir)
+        if base == "ucf101":
+            return ucf101.Ucf101(folder=folder_path, lists=int(variant or 1), data_dir=data_dir)
         if name == "parquet" or name.startswith(hub.PREFIX):
             return _parquet_builder(config)
     if name == "webdataset":

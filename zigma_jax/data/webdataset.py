@@ -116,6 +116,10 @@ class TarSource:
             raise DataError(f"{self.info.name} has no pictures; its members: {few(self._index.fields, 20)}")
         return self._index.read(record, self._index.fields[self._pictures[record]])
 
+    def clip(self, record: int) -> bytes:
+        """Raises DataError: the tars hold pictures, or the latents of clips."""
+        raise DataError(f"{self.info.name} has no clips, but pictures or latents")
+
     def label(self, record: int) -> int:
         """The class of a record; only for sets with classes."""
         if self._labels is None:

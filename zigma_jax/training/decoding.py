@@ -72,14 +72,16 @@ class Decoder:
             raise DivergedError(f"sample {broken} is not finite: the model, or the solver, has diverged")
         return pictures
 
-    def encode(self, images: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n ..."]:
-        """Samples (n, height, width, channels), float32, of pictures in [-1, 1]: the pictures themselves, or latents.
+    def encode(self, images: Float[np.ndarray, "n *f h w 3"]) -> Float[np.ndarray, "n ..."]:
+        """Samples (n, *sample_shape), float32, of pictures or clips in [-1, 1]: they themselves, or latents.
 
         A latent is the mean of the encoder's distribution, normalized as the model was trained on it.
         """
         if self._placed is None:
             return images
-        return np.concatenate([encoded for (encoded,) in self._in_batches(_encode, images)])
+        frames = images.reshape(-1, *images.shape[-3:])
+        encoded = np.concatenate([encoded for (encoded,) in self._in_batches(_encode, frames)])
+        return encoded.reshape(len(images), *self.sample_shape)
 
     def _decode(self, samples: Array | np.ndarray) -> tuple[UInt8[np.ndarray, "n ..."], Bool[np.ndarray, " n"]]:
         if self._placed is None:

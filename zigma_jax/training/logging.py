@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import json
 import math
 import sys
@@ -145,6 +146,17 @@ class MetricLogger:
         if self._wandb is not None:
             with self._log_to("wandb"):
                 self._wandb.log({name: importlib.import_module("wandb").Image(grid)}, step=step)
+
+    def clip(self, step: int, name: str, gif: bytes) -> None:
+        """Shows an animated GIF (see `preview.animation`) in TensorBoard, and in wandb if that is on."""
+        if not self._primary:
+            return
+        with self._log_to("tensorboard"):
+            self._tensorboard.clip(step, name, gif)
+        if self._wandb is not None:
+            with self._log_to("wandb"):
+                wandb = importlib.import_module("wandb")
+                self._wandb.log({name: wandb.Video(io.BytesIO(gif), format="gif")}, step=step)
 
     def print(self, text: str) -> None:
         """Prints above the progress bar, on process 0."""

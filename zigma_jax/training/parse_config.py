@@ -136,7 +136,7 @@ def parse_section(section: Any, name: str, fields: Mapping[str, Any] | config_di
 
 
 def _with_sample_shape(sections: Mapping[str, Any] | config_dict.ConfigDict) -> dict[str, dict[str, Any]]:
-    """Fills in whichever of data.image_size and model.sample_shape was left out.
+    """Fills in whichever of data.image_size, data.frames and model.sample_shape was left out.
 
     Of latents, the picture's size divided by the sample's is the autoencoder's factor. What the autoencoder itself says
     is asked only where a shape is missing, so that a checkpoint's configuration can be read where its network is not.
@@ -148,6 +148,16 @@ def _with_sample_shape(sections: Mapping[str, Any] | config_dict.ConfigDict) -> 
     pixels = typed(size, int | tuple[int, ...] | None, "data.image_size")
     pixels = (pixels, pixels) if isinstance(pixels, int) else pixels
     shape = typed(shape, tuple[int, ...] | None, "model.sample_shape") or None
+    frames = typed(data.get("frames", 0), int, "data.frames") or (shape[0] if shape and len(shape) == 4 else 0)
+    data["frames"], of_clip = frames, (frames,) if frames > 0 else ()
+    if shape is not None:
+        require(
+            shape[: len(shape) - 3] == of_clip,
+            "model.sample_shape",
+            shape,
+            f"data.frames = {frames} says otherwise; give one of them",
+        )
+        shape = shape[len(of_clip) :]
     if latent.get("autoencoder"):
         pixels, shape = _latent_shape(latent, pixels, shape)
     elif pixels is None and shape is None:
@@ -158,14 +168,14 @@ def _with_sample_shape(sections: Mapping[str, Any] | config_dict.ConfigDict) -> 
             len(shape) == 3 and shape[2] == 3,
             "model.sample_shape",
             shape,
-            "pictures are (height, width, 3); latents need latent.autoencoder",
+            "pictures are (height, width, 3), clips (frames, height, width, 3); latents need latent.autoencoder",
         )
         if pixels not in (None, shape[:2]):
             raise ConfigError(
                 f"config.data.image_size = {size!r}: model.sample_shape = {shape} says otherwise; give one of them"
             )
         pixels = shape[:2]
-    data["image_size"], model["sample_shape"] = pixels, shape
+    data["image_size"], model["sample_shape"] = pixels, (*of_clip, *shape)
     return sections
 
 

@@ -22,16 +22,16 @@ if TYPE_CHECKING:  # what reads data is imported where it is used, so that the t
     from zigma_jax.data.sources import Source
 
 # What a batch may have for the training step to read, beside labels.
-INPUTS = ("image", "mean", "std", "tokens", "token_ids", "token_mask")
+INPUTS = ("image", "video", "mean", "std", "tokens", "token_ids", "token_mask")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """The pictures are the samples."""
+    """The pictures or clips are the samples."""
 
     def __call__(self, batch: dict[str, Array], keys: Key[Array, " b"]) -> Float[Array, "b ..."]:
-        return batch["image"]
+        return _images(batch)
 
 
 @jax.tree_util.register_dataclass
@@ -63,8 +63,13 @@ class EncodedInStep:
     autoencoder: Any
 
     def __call__(self, batch: dict[str, Array], keys: Key[Array, " b"]) -> Float[Array, "b ..."]:
-        mean, std = posterior(self.autoencoder, batch["image"])
+        mean, std = posterior(self.autoencoder, _images(batch))
         return self.autoencoder.normalize(draw(mean, std, keys))
+
+
+def _images(batch: dict[str, Array]) -> Float[Array, "b ..."]:
+    """Pictures or clips in [-1, 1]; clips come as bytes, and only here they take four times as much."""
+    return batch["image"] if "image" in batch else batch["video"].astype(jnp.float32) * (1 / 127.5) - 1
 
 
 Samples = Pixels | Encoded | EncodedInStep

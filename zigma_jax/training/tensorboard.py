@@ -5,6 +5,7 @@ run waits for it for ever.
 """
 
 import contextlib
+import io
 import itertools
 import os
 import time
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 _FLUSH = 30.0  # seconds
 
@@ -40,6 +43,13 @@ class TensorBoard:
 
     def image(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
         self._add(Event(step=step, summary=summary.image(name, picture, dataformats="HWC")))
+        self.flush()
+
+    def clip(self, step: int, name: str, gif: bytes) -> None:
+        """Adds an animated GIF, which TensorBoard's tab of images plays."""
+        picture = Image.open(io.BytesIO(gif), formats=["GIF"])
+        shown = Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=gif)
+        self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=shown)])))
         self.flush()
 
     def flush(self) -> None:

@@ -91,6 +91,7 @@ EYES = {
     "surprised": pa.EyeType.SURPRISED,
     "winking": pa.EyeType.WINK,
 }
+SHUT = "shut"  # no value of the attribute: what blinking makes of every other one for a moment
 EYEBROWS = {
     "curved": pa.EyebrowType.DEFAULT,
     "thick": pa.EyebrowType.DEFAULT_NATURAL,
@@ -215,11 +216,16 @@ _LAYERS = (
 def png(drawn: dict[str, str], size: int) -> bytes:
     """The avatar as an RGB PNG of `size` x `size` pixels, antialiased."""
     image = Image.new("RGBA", (size, size), BACKGROUNDS[drawn["background"]])
-    for group, keys in _LAYERS:
-        image.alpha_composite(_paint(group, tuple((key, drawn[key]) for key in keys), size))
+    for layer in layers(drawn, size):
+        image.alpha_composite(layer)
     out = io.BytesIO()
     image.convert("RGB").save(out, "PNG")
     return out.getvalue()
+
+
+def layers(drawn: dict[str, str], size: int) -> list[Image.Image]:
+    """What covers the background, in this order: RGBA pictures of `size` x `size` pixels, not to be changed."""
+    return [_paint(group, tuple((key, drawn[key]) for key in keys), size) for group, keys in _LAYERS]
 
 
 @functools.cache
@@ -244,7 +250,7 @@ def _svg(group: str, some: dict[str, str]) -> str:
             facial_hair_color=HAIR_COLOURS[some.get("hair_colour", "brown")],
             skin_color=SKINS[some.get("skin", "light")],
             accessory=GLASSES[some.get("glasses", "none")],
-            eyes=EYES[some.get("eyes", "open")],
+            eyes=(EYES | {SHUT: pa.EyeType.CLOSED})[some.get("eyes", "open")],
             eyebrows=EYEBROWS[some.get("eyebrows", "curved")],
             mouth=MOUTHS[some.get("mouth", "smiling")],
             nose=pa.NoseType.DEFAULT,

@@ -1,4 +1,4 @@
-"""The `folder` dataset: any directory of pictures, laid out as Hugging Face's imagefolder expects.
+"""The `folder` dataset: any directory of pictures or clips, laid out as Hugging Face's imagefolder expects.
 
 DIR/a.png  DIR/deep/b.jpg                   no classes, if every picture lies directly in DIR
 DIR/cat/a.png  DIR/dog/b.jpg                one class for each folder in DIR
@@ -7,6 +7,8 @@ DIR/metadata.jsonl | metadata.csv           rows of file_name and text | caption
 split's folder)
 DIR/a.png  DIR/a.txt                        captions beside the picture, one a line
 DIR/images/0.jpg  DIR/celeba-caption/0.txt  MultiModal-CelebA-HQ as it is given out: no classes; either may lie deeper
+
+Of clips see zigma_jax/data/clips/files.py for what takes the place of a picture.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,16 +34,28 @@ from zigma_jax.files import write_atomically
 SPLITS = ("train", "validation", "valid", "val", "test")
 
 
+class Kind(NamedTuple):
+    """What a folder is searched for: in words, how all of a directory are found, and what a file of it is called."""
+
+    words: str
+    find: Callable[[Path], list[Path]]
+    is_one: Callable[[str], bool]
+    suffixes: tuple[str, ...]
+
+
+PICTURES = Kind("pictures", find_pictures, is_picture, SUFFIXES)
+
+
 class Picture(NamedTuple):
-    """One picture of a folder; label None where there are no classes, captions empty where there are no texts."""
+    """One picture (or clip) of a folder; label None where there are no classes, captions empty where there are no texts."""
 
     path: Path
     label: str | None
     captions: tuple[str, ...]
 
 
-def scan(folder: Path) -> dict[str, list[Picture]]:
-    """The pictures of a folder by split, each in the order of their names or of the metadata's rows.
+def scan(folder: Path, kind: Kind = PICTURES) -> dict[str, list[Picture]]:
+    """The pictures, or others of `kind`, of a folder by split, each in the order of their names or the metadata's rows.
 
     Raises:
         DataError: naming `data.folder` and the rule broken: a missing folder, no pictures, a table that cannot be used
@@ -54,26 +68,27 @@ def scan(folder: Path) -> dict[str, list[Picture]]:
     try:
         splits = _split_folders(folder)
         if table := find_table(folder):
-            pictures = _from_table(table)
+            pictures = _from_table(table, kind)
             found = _by_first_folder(folder, pictures, splits) or {"train": pictures}
         elif captions := find_caption_folder(folder):
-            splits = {name: path for name, path in splits.items() if find_pictures(path)}  # others hold lists of names
-            _check_nothing_beside(folder, splits)
-            found = {name: _scan_captioned(path, captions) for name, path in (splits or {"train": folder}).items()}
+            splits = {name: path for name, path in splits.items() if kind.find(path)}  # others hold lists of names
+            _check_nothing_beside(folder, splits, kind)
+            found = {name: _scan_captioned(path, captions, kind) for name, path in (splits or {"train": folder}).items()}
         else:
-            _check_nothing_beside(folder, splits)
-            found = {name: _scan_split(path) for name, path in (splits or {"train": folder}).items()}
+            _check_nothing_beside(folder, splits, kind)
+            found = {name: _scan_split(path, kind) for name, path in (splits or {"train": folder}).items()}
     except OSError as error:
         raise DataError(f"{where}: {error.filename} cannot be read ({error.strerror})") from error
     for name, pictures in found.items():
         if not pictures:
-            raise DataError(f"{where}: no pictures in {str(splits.get(name, folder))!r} ({', '.join(SUFFIXES)})")
+            place = str(splits.get(name, folder))
+            raise DataError(f"{where}: no {kind.words} in {place!r} ({', '.join(kind.suffixes)})")
     everything = [picture for pictures in found.values() for picture in pictures]
     for column, has in (("label", lambda p: p.label is not None), ("caption", lambda p: bool(p.captions))):
         without = [picture for picture in everything if not has(picture)]
         if 0 < len(without) < len(everything):
             raise DataError(
-                f"{where}: {len(without)} of {len(everything)} pictures have no {column}, such as "
+                f"{where}: {len(without)} of {len(everything)} {kind.words} have no {column}, such as "
                 f"{str(without[0].path)!r}; either all have one or none"
             )
     empty = sum(not caption.strip() for picture in everything for caption in picture.captions)
@@ -93,14 +108,14 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     return {name: splits[name] for name in SPLITS if name in splits}
 
 
-def _check_nothing_beside(folder: Path, splits: dict[str, Path]) -> None:
+def _check_nothing_beside(folder: Path, splits: dict[str, Path], kind: Kind) -> None:
     """That the folders of splits hold all pictures: a class called `test` would hide all other classes."""
     names = {path.name for path in splits.values()}
     for entry in list_visible(folder) if splits else ():
-        if entry.name not in names and (find_pictures(Path(entry)) if is_directory(entry) else is_picture(entry.name)):
+        if entry.name not in names and (kind.find(Path(entry)) if is_directory(entry) else kind.is_one(entry.name)):
             raise DataError(
-                f"data.folder={str(folder)!r}: {', '.join(sorted(names))} are names of splits, and there are pictures "
-                f"beside them: {entry.name!r}; if all are classes, move them into {str(folder / 'train')!r}"
+                f"data.folder={str(folder)!r}: {', '.join(sorted(names))} are names of splits, and there are "
+                f"{kind.words} beside them: {entry.name!r}; if all are classes, move them into {str(folder / 'train')!r}"
             )
 
 
@@ -116,31 +131,32 @@ def _by_first_folder(folder: Path, pictures: list[Picture], splits: dict[str, Pa
     return {name: pictures for name, pictures in found.items() if pictures}
 
 
-def _scan_split(folder: Path) -> list[Picture]:
+def _scan_split(folder: Path, kind: Kind) -> list[Picture]:
     if table := find_table(folder):
-        return _from_table(table)
-    paths = find_pictures(folder)
+        return _from_table(table, kind)
+    paths = kind.find(folder)
     depth = len(folder.parts)
     labels = [path.parts[depth] if len(path.parts) > depth + 1 else None for path in paths]
-    _warn_of_empty_folders(folder, {label for label in labels if label})
+    _warn_of_empty_folders(folder, {path.parts[depth] for path in paths if len(path.parts) > depth}, kind)
     return _with_texts([Picture(path, label, ()) for path, label in zip(paths, labels, strict=True)])
 
 
-def _scan_captioned(folder: Path, captions: Path) -> list[Picture]:
+def _scan_captioned(folder: Path, captions: Path, kind: Kind) -> list[Picture]:
     """Pictures anywhere in a folder whose captions lie in a directory of their own: its folders are no classes."""
-    paths = find_pictures(folder)
+    paths = kind.find(folder)
     told = captions_beside(paths, captions)
     return [Picture(path, None, texts) for path, texts in zip(paths, told, strict=True)]
 
 
-def _warn_of_empty_folders(folder: Path, classes: set[str]) -> None:
-    if classes and (empty := {e.name for e in list_visible(folder) if is_directory(e)} - classes):
-        logging.warning("%s: folders without pictures are no classes: %s", folder, ", ".join(sorted(empty)))
+def _warn_of_empty_folders(folder: Path, used: set[str], kind: Kind) -> None:
+    folders = {entry.name for entry in list_visible(folder) if is_directory(entry)}
+    if used & folders and (empty := folders - used):
+        logging.warning("%s: folders without %s are no classes: %s", folder, kind.words, ", ".join(sorted(empty)))
 
 
-def _from_table(table: Path) -> list[Picture]:
+def _from_table(table: Path, kind: Kind) -> list[Picture]:
     rows: dict[Path, list[Row]] = {}
-    for row in read_table(table):
+    for row in read_table(table, folders=kind is not PICTURES):
         rows.setdefault(row.path, []).append(row)
     pictures = [_merged(table, same) for same in rows.values()]
     dropped = sum(len(row.captions) for same in rows.values() for row in same) - sum(len(p.captions) for p in pictures)
@@ -189,7 +205,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         slug = re.sub(r"\W+", "_", root.resolve().name) or "root"
         place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
         memory = Path(data_dir or constants.DATA_DIR).expanduser() / self.name / f".{slug}-{place}.contents.json"
-        contents = _contents([picture.path for picture in everything], memory)
+        contents = contents_of([picture.path for picture in everything], memory)
         digest = hashlib.sha256()
         for split, pictures in self._pictures.items():
             for path, label, captions in pictures:
@@ -230,7 +246,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             yield index, record
 
 
-def _contents(paths: list[Path], memory: Path) -> dict[Path, str]:
+def contents_of(paths: list[Path], memory: Path) -> dict[Path, str]:
     """The SHA-256 of each file.
 
     Sizes and times alone do not do: an edit may keep the size, and a copy has other times. They say which files have to
@@ -241,7 +257,7 @@ def _contents(paths: list[Path], memory: Path) -> dict[Path, str]:
     except (OSError, ValueError, TypeError):
         known = {}
     found: dict[str, list[Any]] = {}
-    for path in tqdm(paths, "folder: what has changed", unit="picture", delay=2):
+    for path in tqdm(paths, "folder: what has changed", unit="file", delay=2):
         try:
             state, name = os.stat(path), str(path)
             about = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]

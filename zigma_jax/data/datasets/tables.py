@@ -54,8 +54,8 @@ def find_table(folder: Path) -> Path | None:
     return tables[0] if tables else None
 
 
-def read_table(table: Path) -> list[Row]:
-    """The rows of a table.
+def read_table(table: Path, folders: bool = False) -> list[Row]:
+    """The rows of a table. `folders`: whether a row may be of a directory, the frames of a clip.
 
     Raises:
         DataError: no UTF-8, a line that is no row, a column that is there twice, a file that isn't there or that lies
@@ -63,7 +63,10 @@ def read_table(table: Path) -> list[Row]:
     """
     read = _csv_rows if table.suffix.lower() == ".csv" else _jsonl_rows
     rows = enumerate(read(table, _text(table)), 1)
-    return [_row(f"{table}, line {line}, row {number}", table.parent, line, values) for number, (line, values) in rows]
+    return [
+        _row(f"{table}, line {line}, row {number}", table.parent, line, values, folders)
+        for number, (line, values) in rows
+    ]
 
 
 def captions_beside(pictures: Iterable[Path], elsewhere: Path | None = None) -> list[tuple[str, ...]]:
@@ -187,7 +190,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _row(where: str, folder: Path, line: int, values: dict[str, Any]) -> Row:
+def _row(where: str, folder: Path, line: int, values: dict[str, Any], folders: bool) -> Row:
     name = values.get(NAME)
     if name in (None, ""):
         raise DataError(f"{where}: no {NAME} (columns: {', '.join(map(str, values))})")
@@ -197,7 +200,7 @@ def _row(where: str, folder: Path, line: int, values: dict[str, Any]) -> Row:
         raise DataError(f"{where}: {NAME}={name!r} leads out of {str(folder)!r}; copy or link the picture into it")
     path = folder / os.path.normpath(name)
     try:
-        found = path.is_file()
+        found = path.is_file() or (folders and path.is_dir())
     except (OSError, ValueError):
         found = False
     if not found:
