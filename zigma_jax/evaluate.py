@@ -9,6 +9,10 @@ docs/evaluation.md says what the numbers are. The data set's features are kept b
 
 Prints a table and writes to `--output`: evaluation.json, samples.png and reference.png.
 
+Of a model of clips, or of clips that it drew, the network is one of videos (--network=i3d for FVD), 2,048 clips are
+compared, and beside the distance stand that of single frames and the motion, of the samples and of copies of real clips
+that stand still or are out of order; docs/video.md.
+
 `--adherence` measures something else: whether samples show the class or the attributes that they were drawn for.
 """
 
@@ -35,13 +39,12 @@ from zigma_jax.metrics import Features, load_features
 from zigma_jax.networks import Extractor, load_network
 from zigma_jax.networks.clip import Clip, load_clip
 from zigma_jax.programs import exit_with_errors, parse_flags
-from zigma_jax.training import adherence
+from zigma_jax.training import adherence, clip_evaluation
 from zigma_jax.training.config import EvalConfig, RunConfig
 from zigma_jax.training.decoding import Decoder, latent_shape, open_autoencoder
 from zigma_jax.training.evaluation import (
     CLIP_SCORE,
     check_before,
-    check_draws_pictures,
     drawn,
     features_path,
     floor_path,
@@ -53,9 +56,9 @@ from zigma_jax.training.evaluation import (
     scored,
     with_bar,
 )
-from zigma_jax.training.preview import make_grid, save_png
+from zigma_jax.training.preview import make_grid, save_animation, save_png
 from zigma_jax.training.prompts import Conditions, Prompts, captions_of
-from zigma_jax.training.sample_directory import check_directory, has_manifest, pictures_of
+from zigma_jax.training.sample_directory import check_directory, draws_videos, has_manifest, pictures_of
 from zigma_jax.training.sampling import choose_labels
 from zigma_jax.training.sharding import make_mesh
 from zigma_jax.training.weights import is_model
@@ -76,6 +79,7 @@ _DATASET = flags.DEFINE_string("dataset", None, "The data set to compare with, a
 _FOLDER = flags.DEFINE_string("folder", None, "A directory of pictures to compare with, as data.folder.")
 _SPLIT = flags.DEFINE_string("split", None, "Of the data set; by default the run's, or train.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie, as data.data_dir.")
+_STRIDE = flags.DEFINE_integer("stride", None, "Of the data set's clips, as data.stride.", lower_bound=1)
 _REFERENCE = flags.DEFINE_string("reference", None, "An .npz with the features of the data set; made if not there.")
 _CLIP = flags.DEFINE_string(
     "clip", None, "A CLIP with both towers, a directory or hf://OWNER/REPO: how well samples fit their prompts."
@@ -87,7 +91,7 @@ _SIZE = flags.DEFINE_integer("image_size", None, "Crop and resize the pictures o
 _LOAD = DEFINE_drawing()
 
 RECONSTRUCTED = "autoencoder"  # the column of its reconstructions of the data set
-SHOWN = 100  # pictures in a grid
+SHOWN, SHOWN_CLIPS = 100, 36  # pictures or clips in a grid
 SHOWN_AT_SCALE = 20  # of adherence
 
 
@@ -107,10 +111,11 @@ def evaluate(source: Path) -> None:
     measured = _load(source, mesh) if is_model(source) else _pictures(source)
     run = measured if isinstance(measured, Drawing) else None
     decoder = measured.decoder if isinstance(measured, Drawing) else _reconstructor(measured, mesh)
-    size = measured.decoder.size if isinstance(measured, Drawing) else measured.size
+    size = measured.decoder.picture_shape[:-1] if isinstance(measured, Drawing) else measured.size
     config = run.config if run else None
     defaults = config.eval if config else EvalConfig()
-    extractor = _load_network(defaults)
+    of_clips = len(size) == 3
+    extractor = _load_network(defaults, of_clips)
     elsewhere = bool(_DATASET.value or _FOLDER.value or _SPLIT.value)
     path = _REFERENCE.value or (None if elsewhere else defaults.reference)
     known = load_features(path, extractor) if path and Path(path).exists() else None
@@ -120,20 +125,27 @@ def evaluate(source: Path) -> None:
         raise ConfigError(f"--reference={path} does not say what it is of: give it, or a data set, but not both")
     data = None if foreign else _data_config(config, size)
     dataset = open_source(data) if data else None
-    originals = of_dataset(data, dataset.info) if data and dataset else None
+    limit = clip_evaluation.CLIPS if of_clips else None
+    originals = of_dataset(data, dataset.info, limit) if data and dataset else None
     against = originals or known
     if against is None:
         raise ConfigError("what to compare with? Give --dataset, --folder, or --reference with a file that is there")
     conditions = None
     if isinstance(measured, Drawing):
-        measured, conditions = _samples(measured, dataset, _NUM.value or defaults.samples)
-    clip = _load_clip(conditions)
+        count = _NUM.value or (min(defaults.samples, clip_evaluation.CLIPS) if of_clips else defaults.samples)
+        measured, conditions = _samples(measured, dataset, count)
+        if of_clips:
+            output.mkdir(parents=True, exist_ok=True)
+            measured = clip_evaluation.on_disk(measured, output)
+    clip = None if of_clips else _load_clip(conditions)
     sets = {"samples": measured}
     if _HELD_OUT.value:
         sets[_HELD_OUT.value] = _held_out(data, measured.count)
     floor = None  # what no sample can be expected to pass
     if data and dataset and decoder and decoder.autoencoder:
         floor = of_dataset(data, dataset.info, limit=measured.count)
+    if of_clips and data and dataset:
+        sets |= clip_evaluation.spoilt(of_dataset(data, dataset.info, min(measured.count, clip_evaluation.CLIPS)))
     metrics, warned = _check(extractor, sets if floor is None else sets | {RECONSTRUCTED: floor}, against)
 
     # ---- the work
@@ -161,6 +173,14 @@ def evaluate(source: Path) -> None:
         )
         sets[RECONSTRUCTED] = floor
 
+    if of_clips and dataset and originals:
+        more = (
+            clip_evaluation.of_single_frames(sets, originals, dataset, _BATCH.value, mesh, extractor),
+            clip_evaluation.of_motion(sets, originals, _BATCH.value),
+        )
+        for name in sets:
+            tables[name] |= more[0][name] | more[1][name]
+
     # ---- what came out
     if jax.process_index() > 0:
         return
@@ -175,9 +195,12 @@ def evaluate(source: Path) -> None:
         "warnings": warned,
     }
     write_atomically(output / "evaluation.json", json.dumps(results, indent=1).encode())
-    save_png(output / "samples.png", make_grid(np.concatenate(shown)[:SHOWN]))
-    if originals:
-        save_png(output / "reference.png", make_grid(originals.first(SHOWN)))
+    grids = {"samples": np.concatenate(shown)[:SHOWN]} | ({"reference": originals.first(SHOWN)} if originals else {})
+    for name, pictures in grids.items():
+        if pictures.ndim == 5:
+            save_animation(output / f"{name}.webp", pictures[:SHOWN_CLIPS])
+        else:
+            save_png(output / f"{name}.png", make_grid(pictures))
     print_table(sets, tables, reference)
     print(f"\n{output}/evaluation.json; pictures beside it")
 
@@ -194,6 +217,8 @@ def measure_adherence(source: Path) -> None:
         raise ConfigError(f"--adherence: {source} is a model without classes or text, and can be asked for nothing")
     if flags.FLAGS["prompts"].value:
         raise ConfigError("--adherence: draws for captions of held-out pictures, so that --prompts has no effect")
+    if len(model.sample_shape) == 4:
+        raise ConfigError("--adherence: reads pictures, and the model draws videos")
     if (data := _data_config(drawing.config, drawing.decoder.size)) is None:
         raise ConfigError("--adherence: of which data set are the classes or captions? Give --dataset")
     reader, held_out = adherence.open_reader(data)
@@ -230,13 +255,13 @@ def _load(source: Path, mesh: Mesh) -> Drawing:
         raise ConfigError(f"--image_size={_SIZE.value}: is for pictures; a model draws at a size of its own")
     captions = [""] if _DATASET.value or _FOLDER.value else []  # until those of the data set take their place
     drawing = _LOAD(source, mesh, captions)
-    check_draws_pictures(drawing.model.cfg)
     return drawing
 
 
 def _pictures(source: Path) -> Pictures:
     """What a directory's manifest names, or whatever pictures there are."""
-    read = pictures_of if has_manifest(source) else of_files
+    with_videos = (source / "samples.npz").is_file() and draws_videos(source)
+    read = pictures_of if has_manifest(source) and not with_videos else of_files
     return read(source, (_SIZE.value, _SIZE.value) if _SIZE.value else None, _NUM.value)
 
 
@@ -245,7 +270,7 @@ def _reconstructor(pictures: Pictures, mesh: Mesh) -> Decoder | None:
     place = flags.FLAGS["autoencoder"].value
     if not place:
         return None
-    shape = latent_shape(place, pictures.size)
+    shape = (*pictures.size[:-2], *latent_shape(place, (pictures.size[-2], pictures.size[-1])))
     return Decoder(shape, mesh, open_autoencoder(LatentConfig(autoencoder=place), shape))
 
 
@@ -277,8 +302,9 @@ def _load_clip(conditions: Conditions | None) -> Clip | None:
     return load_clip(_CLIP.value, flag="--clip")
 
 
-def _load_network(defaults: EvalConfig) -> Extractor:
-    name = _NETWORK.value or defaults.network
+def _load_network(defaults: EvalConfig, of_clips: bool) -> Extractor:
+    usual = clip_evaluation.NETWORK if of_clips and defaults == EvalConfig() else defaults.network
+    name = _NETWORK.value or usual
     return load_network(name, _FILE.value or (defaults.weights if name == defaults.network else None))
 
 
@@ -288,12 +314,14 @@ def _data_config(config: RunConfig | None, size: Size) -> DataConfig | None:
         raise ConfigError("--dataset and --folder: give one of them")
     if _DATASET.value or _FOLDER.value:
         name, split = _DATASET.value or "folder", _SPLIT.value or "train"
-        return DataConfig(name, _DATA_DIR.value, split, image_size=size, folder=_FOLDER.value)
+        base = config.data if config else DataConfig()
+        window = {"frames": size[0], "stride": _STRIDE.value or base.stride} if len(size) == 3 else {}
+        return DataConfig(name, _DATA_DIR.value, split, image_size=size[-2:], folder=_FOLDER.value, **window)
     if config is None:
         return None
     split = _SPLIT.value or config.eval.split or config.data.split
     return dataclasses.replace(
-        config.data, split=split, data_dir=_DATA_DIR.value or config.data.data_dir, image_size=size
+        config.data, split=split, data_dir=_DATA_DIR.value or config.data.data_dir, image_size=size[-2:]
     )
 
 

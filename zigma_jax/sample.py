@@ -7,7 +7,8 @@ devices. Latents become pictures by the run's autoencoder, or by `--autoencoder`
 
 Writes to `--output`, as the samples are drawn: NNNNNN.png and manifest.json, which counts what is there; at the end
 grid.png, and samples.npz with `samples` (n, h, w, 3) uint8 and, for a model with classes, `labels` (n,); for a model
-of text, prompts.jsonl says what each one was drawn for. The same
+of text, prompts.jsonl says what each one was drawn for. Videos are NNNNNN.mp4 (or .webp where PyAV is not installed),
+`samples` is (n, f, h, w, 3), and grid.mp4 plays beside grid.png, which has a row of frames for each video. The same
 command again goes on where an interrupted one was, and one with other settings is refused (`--overwrite` removes the
 samples that are there). Ctrl-C stops after the batch at hand.
 
@@ -45,6 +46,8 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove the samples of other 
 _NUM = flags.DEFINE_integer("num", 16, "How many samples.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 64, "Samples at a time.", lower_bound=1)
 _LATENTS = flags.DEFINE_bool("latents", False, "Also keep the numbers that were decoded: latents.npy, float32.")
+_FPS = flags.DEFINE_float("fps", 8.0, "Of videos: frames a second.", lower_bound=0.1, upper_bound=1000.0)
+_FRAMES = flags.DEFINE_bool("frames", False, "Of videos: also write every frame, as NNNNNN-FFF.png.")
 _ENCODE = flags.DEFINE_string(
     "encode", None, "Pictures to turn into noise: a directory of them, or an .npz with `samples`."
 )
@@ -81,9 +84,14 @@ def sample(source: Path) -> None:
     settings = drawing.settings() | {"encoded": _ENCODE.value, "labels": labels}
 
     pictures = decoder.picture_shape if images is None else None
+    if _FRAMES.value and len(shape) == 3:
+        raise ConfigError("--frames: is for a model of videos")
+    of_videos = (_FPS.value, _FRAMES.value)
     with (
         owned(output),
-        SampleDirectory(output, num, settings, drawing.about, pictures, arrays, kept, _OVERWRITE.value) as directory,
+        SampleDirectory(
+            output, num, settings, drawing.about, pictures, arrays, kept, _OVERWRITE.value, *of_videos
+        ) as directory,
     ):
         if directory.finished:
             print(f"{output}: holds these {num} samples already")

@@ -21,7 +21,7 @@ from zigma_jax.interop.file_kind import why_not_weights
 from zigma_jax.interop.inert_pickle import TorchFileError, UnsafeCheckpointError
 from zigma_jax.interop.plain_data import to_plain
 from zigma_jax.interop.torch_legacy import LegacyFile, is_legacy
-from zigma_jax.interop.torch_tensors import CONSTRUCT, Storage, storage_dtype, view
+from zigma_jax.interop.torch_tensors import CONSTRUCT, Storage, Tensor, storage_dtype, view
 from zigma_jax.interop.torch_writer import write_torch
 
 __all__ = ["TorchFileError", "UnsafeCheckpointError", "read_torch", "write_torch"]
@@ -43,7 +43,8 @@ def read_torch(path: str | os.PathLike[str], keys: Collection[str] | None = None
         shapes and dtypes (bfloat16 as ml_dtypes.bfloat16), writable, in native byte order. Tensors that
         share a storage share memory. OmegaConf trees and argparse namespaces are plain dicts. Devices
         and gradient flags are dropped. What is no plain data (objects of other classes, sparse and quantized
-        tensors) is an inert `Record` of its class's name and what it was made from.
+        tensors) is an inert `Record` of its class's name and what it was made from. Of a TorchScript program, the
+        tensors of its modules by their dotted names; the program itself is not looked at.
 
     Raises:
         UnsafeCheckpointError: the pickle refers to anything but data. Nothing from the file is ever executed.
@@ -56,6 +57,8 @@ def read_torch(path: str | os.PathLike[str], keys: Collection[str] | None = None
         with Path(path).open("rb") as file:
             archive = LegacyFile(file) if is_legacy(file) else _Archive(file)
             root = archive.load()
+            if getattr(archive, "is_program", False):
+                root = _tensors_of_program(root)
             if keys is not None:
                 if not isinstance(root, dict) or not all(key in root for key in keys):
                     there = sorted(map(str, root)) if isinstance(root, dict) else type(root).__name__
@@ -64,6 +67,24 @@ def read_torch(path: str | os.PathLike[str], keys: Collection[str] | None = None
             return to_plain(root, archive.array)
     except TorchFileError as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from error
+
+
+def _tensors_of_program(root: Any) -> dict[str, Any]:
+    """The parameters and buffers of a TorchScript module and of those in it, as its `state_dict` would name them."""
+    if not isinstance(root, inert_pickle.Record) or not isinstance(root.state, dict):
+        raise TorchFileError("a TorchScript program without a module")
+    found: dict[str, Any] = {}
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        prefix, module = waiting.pop()
+        if prefix.count(".") > 100:
+            raise TorchFileError("the pickle is nested deeper than 100, or contains itself")
+        for name, value in module.state.items():
+            if isinstance(value, inert_pickle.Record) and isinstance(value.state, dict):
+                waiting.append((f"{prefix}{name}.", value))
+            elif isinstance(value, Tensor):
+                found[f"{prefix}{name}"] = value
+    return dict(sorted(found.items()))
 
 
 class _Archive:
@@ -79,9 +100,11 @@ class _Archive:
         self.entries = {info.filename: info for info in self.zip.infolist()}
         self.buffers: dict[str, np.ndarray] = {}
         for name, info in self.entries.items():
+            if "/code/" in name:  # of a TorchScript program, and never read
+                continue
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                 raise TorchFileError(f"entry {name} is compressed, which torch.save never does")
-        total, available = sum(info.file_size for info in self.entries.values()), file.seek(0, os.SEEK_END)
+        total, available = sum(info.compress_size for info in self.entries.values()), file.seek(0, os.SEEK_END)
         if total > available:
             raise TorchFileError(f"forged: the entries claim {total} bytes, the file has {available}")
 
@@ -90,8 +113,7 @@ class _Archive:
         if len(pickles) != 1:
             raise TorchFileError(f"not a file of torch.save: {len(pickles)} entries data.pkl, expected one")
         self.folder = pickles[0].removesuffix("data.pkl")
-        if self.folder + "constants.pkl" in self.entries:
-            raise TorchFileError("a TorchScript program, not a checkpoint; save the state dict with torch.save")
+        self.is_program = self.folder + "constants.pkl" in self.entries
         order = self.folder + "byteorder"  # absent before PyTorch 2.1
         self.byteorder = self.read(order).tobytes().decode("ascii", "replace") if order in self.entries else "little"
         if self.byteorder not in ("little", "big"):

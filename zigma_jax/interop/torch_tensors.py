@@ -213,6 +213,7 @@ CONSTRUCT: dict[str, Callable[..., Any]] = {
     "builtins.frozenset": _set,
     "builtins.bytearray": _bytes,
     "_codecs.encode": _encode,
+    **{f"torch.jit._pickle.build_{kind}list": _list for kind in ("bool", "double", "int", "tensor")},  # TorchScript's
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,
 }

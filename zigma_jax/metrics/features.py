@@ -36,7 +36,7 @@ class FeatureExtractor(Protocol):
         """SHA-256 of the weights, in hexadecimal digits."""
         ...
 
-    def __call__(self, images: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b _"]]: ...
+    def __call__(self, images: UInt8[Array, "b *size 3"]) -> dict[str, Float[Array, "b _"]]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Features:
     """The features of a set of pictures, and where they are from.
 
     network, fingerprint: the extractor's. An empty fingerprint is unknown: a file of another program.
-    count: pictures seen; None if unknown. image_size: (height, width) of them; None if unknown.
+    count: pictures seen; None if unknown. image_size: (height, width) of them, or (frames, height, width); None if
+        unknown.
     source: what the pictures are, in words: {"dataset": "avatars", "version": "1.0.0", "split": "train"}.
     gaussians: of "pool" and, where the network has it, "spatial".
     rows: float32 "pool" (n, d) and "logits" (n, classes) of all pictures, or of a random part of them.
@@ -53,7 +54,7 @@ class Features:
     network: str
     fingerprint: str
     count: int | None
-    image_size: tuple[int, int] | None
+    image_size: tuple[int, ...] | None
     source: Mapping[str, str]
     gaussians: Mapping[str, Gaussian]
     rows: Mapping[str, Float[np.ndarray, "n _"]]
@@ -61,7 +62,7 @@ class Features:
 
 def extract(
     extractor: FeatureExtractor,
-    batches: Iterable[UInt8[np.ndarray, "_b h w 3"] | UInt8[Array, "_b h w 3"]],
+    batches: Iterable[UInt8[np.ndarray, "_b ..."] | UInt8[Array, "_b ..."]],
     *,
     source: Mapping[str, str] | None = None,
     keep: int = 50_000,
@@ -76,7 +77,7 @@ def extract(
         a random part is kept; means and covariances are always of all.
 
     Raises:
-        ValueError: pictures that are not uint8 (b, h, w, 3), sizes that change, features that are not finite, fewer
+        ValueError: pictures that are not uint8 (b, h, w, 3), nor videos (b, f, h, w, 3); sizes that change, features that are not finite, fewer
             than two pictures.
     """
     mesh = Mesh(np.asarray(jax.devices()), ("data",)) if mesh is None else mesh
@@ -118,7 +119,7 @@ def extract(
 
 
 @functools.partial(jax.jit, static_argnames="sharding")  # once and for all: training evaluates again and again
-def _run(network: FeatureExtractor, images: UInt8[Array, "b h w 3"], sharding: NamedSharding) -> dict[str, Array]:
+def _run(network: FeatureExtractor, images: UInt8[Array, "b *size 3"], sharding: NamedSharding) -> dict[str, Array]:
     return lax.with_sharding_constraint(network(images), sharding)
 
 
@@ -136,12 +137,12 @@ def check_same_network(features: Features, network: str, fingerprint: str, what:
         )
 
 
-def _check_images(images: np.ndarray | Array, size: tuple[int, int] | None) -> tuple[int, int]:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise DataError(f"pictures {images.shape} {images.dtype}: must be (b, h, w, 3) uint8, 0 … 255")
-    if size not in (None, images.shape[1:3]):
-        raise DataError(f"pictures of {images.shape[1:3]} pixels after some of {size}: one set has one size")
-    return images.shape[1], images.shape[2]
+def _check_images(images: np.ndarray | Array, size: tuple[int, ...] | None) -> tuple[int, ...]:
+    if images.dtype != np.uint8 or images.ndim not in (4, 5) or images.shape[-1] != 3:
+        raise DataError(f"pictures {images.shape} {images.dtype}: must be (b, [f,] h, w, 3) uint8, 0 … 255")
+    if size not in (None, images.shape[1:-1]):
+        raise DataError(f"pictures of {images.shape[1:-1]} pixels after some of {size}: one set has one size")
+    return images.shape[1:-1]
 
 
 def _on_host(rows: Float[Array, "b _"]) -> Float[np.ndarray, "b _"]:

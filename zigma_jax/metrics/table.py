@@ -94,6 +94,8 @@ def _put(table: dict[str, float], label: str, mean_and_std: tuple[float, float])
 
 def metric_label(name: str, network: str) -> str:
     """What a metric of `METRICS` is called in print, of this network: see `compute`."""
+    if network == "i3d-fvd":  # I3D with the published weights, and nothing else
+        return {"fd": "FVD", "kd": "KVD", "kd-full": "KVD-full"}.get(name, f"{_OTHERS.get(name, name)}-i3d")
     if network == "inception" or network.startswith("inception-"):
         return _INCEPTION.get(name, name) + network.removeprefix("inception")
     return f"{_OTHERS.get(name, name)}-{network}"

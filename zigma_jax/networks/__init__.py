@@ -9,19 +9,24 @@
 | `inception-pytorch-fid` | the same, pictures prepared as in pytorch-fid | 2048 | "logits" 1008, "spatial" 2023 |
 | `dinov2-vits14`, `-vitb14`, `-vitl14` | DINOv2 | 384, 768, 1024 | |
 | `dinov2-vits14-reg`, … | DINOv2 with registers | 384, 768, 1024 | |
+| `i3d` | of videos: I3D on Kinetics-400, as FVD takes it | 400 | "logits" 400, "features" 1024 |
+| `transnetv2` | of videos: TransNet V2, weights in a package | 1024 | |
 """
 
+import hashlib
 import os
 from functools import partial
+from pathlib import Path
 
 from zigma_jax.errors import ConfigError
-from zigma_jax.networks import dinov2, effnet, inception
+from zigma_jax.networks import dinov2, effnet, i3d, inception, transnet
 from zigma_jax.networks.autoencoder import Autoencoder, autoencoder_geometry, load_autoencoder
 from zigma_jax.networks.extractor import Extractor
 from zigma_jax.networks.sources import MissingWeightsError, find_weights
 from zigma_jax.networks.text_encoder import TextEncoder, load_text_encoder, stated_width
 
 __all__ = [
+    "FVD_NETWORK",
     "NETWORKS",
     "Autoencoder",
     "Extractor",
@@ -34,9 +39,14 @@ __all__ = [
     "stated_width",
 ]
 
+FVD_NETWORK = "i3d-fvd"
+"""The name of I3D with the published weights by which FVD is defined."""
+
 # name: (what builds it from a file, where a package has one or None, what to do where there is none)
 NETWORKS = {
     "effnet": (effnet.EfficientNetLite0, effnet.packaged_weights, effnet.WHERE),
+    "i3d": (i3d.I3D, None, i3d.WHERE),
+    "transnetv2": (transnet.TransNetV2, transnet.packaged_weights, transnet.WHERE),
     "inception": (partial(inception.InceptionV3, prepare=inception.as_tensorflow), None, inception.WHERE),
     "inception-pytorch-fid": (partial(inception.InceptionV3, prepare=inception.as_pytorch_fid), None, inception.WHERE),
 } | {
@@ -57,7 +67,10 @@ def load_network(name: str, weights: str | os.PathLike[str] | None = None) -> Ex
         name: one of `NETWORKS`.
         weights: a file of weights, `.safetensors` or PyTorch's (of which nothing is ever executed); a directory that
             holds one, as on the Hugging Face hub; or a place there, `hf://owner/repository[/path][@revision]`. None:
-            those that a package brings, which only `effnet` has.
+            those that a package brings, which only `effnet` and `transnetv2` have.
+
+    Of "i3d", the extractor is called `FVD_NETWORK` if the file is the very one by which FVD is defined, and "i3d"
+    otherwise, so that only that is called FVD.
 
     Raises:
         ConfigError: unknown name.
@@ -74,7 +87,14 @@ def load_network(name: str, weights: str | os.PathLike[str] | None = None) -> Ex
     if place is None:
         raise MissingWeightsError(f"network {name!r} needs a file of weights. {where}")
     found = find_weights(place, where=where, flag=f"weights of {name!r}")
-    file = found.open()
-    network = build(file)
+    file = found.open(rename=i3d.rename if name == "i3d" else None)
+    network = build(file) if name != "i3d" else build(file, epsilon=i3d.epsilon_of(found.files()[0]))
     file.check()
+    if name == "i3d" and _sha256(found.files()[0]) in i3d.PUBLISHED:
+        name = FVD_NETWORK
     return Extractor.of(name, network, file.fingerprint(), found.place)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

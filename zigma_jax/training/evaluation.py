@@ -65,25 +65,27 @@ def drawn(
     """The first `count` samples that `draw` draws for `conditions`, as the pictures that `decoder` makes of them.
 
     Drawn anew each time that they are gone through, which raises DivergedError for samples that are not finite.
-
-    Raises:
-        ConfigError: the model draws no pictures, but videos.
     """
-    check_draws_pictures(model)
 
-    def pictures(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
+    def pictures(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b ..."]]:
         for numbers, asked in batches(count, min(batch_size, count)):
             samples = draw(params, numbers, conditions(numbers % count))[:asked]
             yield decoder.checked(samples, int(numbers[0]))
 
-    return Pictures(count, decoder.size, about, pictures)
+    return Pictures(count, decoder.picture_shape[:-1], about, pictures)
 
 
-def check_draws_pictures(model: BackboneConfig) -> None:
-    """Raises ConfigError for a model of videos."""
-    shape = model.sample_shape
-    if len(shape) != 3:
-        raise ConfigError(f"the model draws samples of shape {shape}, videos: evaluate pictures")
+def seen_by(extractor: FeatureExtractor, pictures: Pictures) -> Pictures:
+    """What a network is to look at: a network of pictures sees every frame of clips.
+
+    Raises:
+        ConfigError: a network of videos, and there are pictures.
+    """
+    if not getattr(extractor, "of_videos", False):
+        return pictures.frames()
+    if not pictures.are_clips:
+        raise ConfigError(f"--network={extractor.name}: is a network of videos, and there are pictures")
+    return pictures
 
 
 def labels_as_in(source: Source, model: BackboneConfig, count: int) -> tuple[Labels, str]:
@@ -106,6 +108,8 @@ def features_path(source: Source, pictures: Pictures, extractor: FeatureExtracto
     """Where the features of a data set are kept: beside its records, a file for each split, size and network."""
     split = urllib.parse.quote(source.info.split, safe="")
     size = "x".join(map(str, pictures.size))
+    if "window" in pictures.about:
+        size += "-" + re.sub(r"\W+", "", pictures.about["window"] + pictures.about.get("spread", ""))
     network = re.sub(r"[^\w.-]", "_", extractor.name)
     return Path(source.info.path) / "features" / f"{split}-{size}-{network}-{extractor.fingerprint[:12]}.npz"
 
@@ -118,8 +122,8 @@ def check_before(
 ) -> list[str]:
     """The metrics that will be computed (None: all that can be). Warns and raises as they would, before any work."""
     if isinstance(reference, Pictures):
-        reference = _promised(extractor, reference)
-    return check_metrics(_promised(extractor, samples), reference, metrics)
+        reference = _promised(extractor, seen_by(extractor, reference))
+    return check_metrics(_promised(extractor, seen_by(extractor, samples)), reference, metrics)
 
 
 def reference_features(
@@ -133,10 +137,17 @@ def reference_features(
     if not path.exists() and not os.access(folder, os.W_OK):
         raise ConfigError(f"features of the data set cannot be written to {path}: name another file (eval.reference)")
 
-    def batches() -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
-        return with_bar(pictures, batch_size, f"reference ({extractor.name})")
+    pictures = seen_by(extractor, pictures)
+
+    def batches() -> Iterator[UInt8[np.ndarray, "_b ..."]]:
+        return with_bar(pictures, _at_once(pictures, batch_size), f"reference ({extractor.name})")
 
     return cached_features(path, extractor, batches, pictures.about, mesh=mesh, keep=KEEP)
+
+
+def _at_once(pictures: Pictures, batch_size: int) -> int:
+    """How many of them make about so many frames."""
+    return max(1, batch_size // pictures.size[0]) if pictures.are_clips else batch_size
 
 
 def measure(
@@ -150,7 +161,8 @@ def measure(
     shown: list[np.ndarray] | None = None,
 ) -> dict[str, float]:
     """The metrics of `pictures` by the name to print. The first batches of them are added to `shown`, 100 or so."""
-    batches = with_bar(pictures, batch_size, name, shown)
+    pictures = seen_by(extractor, pictures)
+    batches = with_bar(pictures, _at_once(pictures, batch_size), name, shown)
     features = extract(extractor, batches, source=pictures.about, mesh=mesh, keep=KEEP)
     assert features.count == pictures.count, f"{features.count} pictures instead of {pictures.count}"
     with warnings.catch_warnings():  # `check_before` has said so
@@ -165,11 +177,11 @@ def reconstructed(pictures: Pictures, decoder: Decoder, errors: list[float] | No
     errors: each picture's PSNR in dB is added to it, the peak being 255, as the pictures are gone through.
     """
 
-    def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
+    def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b ..."]]:
         for batch in pictures.batches(batch_size):
             again = decoder(decoder.encode(to_float(batch)))
             if errors is not None:
-                squares = np.square(batch.astype(np.float32) - again).mean((1, 2, 3))
+                squares = np.square(batch.astype(np.float32) - again).mean(tuple(range(1, batch.ndim)))
                 errors.extend((10 * np.log10(255**2 / np.maximum(squares, 1e-10))).tolist())
             yield again
 
@@ -237,7 +249,7 @@ def floor_path(features: Path, decoder: Decoder, count: int) -> Path:
 
 def with_bar(
     pictures: Pictures, batch_size: int, name: str, shown: list[np.ndarray] | None = None
-) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
+) -> Iterator[UInt8[np.ndarray, "_b ..."]]:
     """The batches, with a progress bar."""
     interval = 0.1 if sys.stderr.isatty() else 30  # a log file wants few lines
     hidden = jax.process_index() > 0

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
+from zigma_jax.data.clips.write import can_write_movies, movie
 from zigma_jax.data.pictures.files import read_picture
 from zigma_jax.data.pictures.sets import Pictures, Size
 from zigma_jax.errors import ConfigError, DataError
@@ -27,14 +28,15 @@ PROMPTS = "prompts.jsonl"
 FORMAT = 1
 GRID = 256  # pictures in grid.png at most,
 GRID_PIXELS = 2**24  # and pixels of them: 16 pictures of 1024 x 1024
-_PICTURE, _VIDEO = ".png", ".webp"
+_PICTURE, _MOVIE, _ANIMATION = ".png", ".mp4", ".webp"
 
 
 class SampleDirectory:
     """The samples 0 … num − 1 in a directory, of which the first `count` are there.
 
     A killed program's directory goes on where it was: of what the manifest does not count, nothing is kept. Each
-    sample is a picture (uint8 (h, w, 3), NNNNNN.png), a video (uint8 (f, h, w, 3), NNNNNN.webp) or an array alone.
+    sample is a picture (uint8 (h, w, 3), NNNNNN.png), a video (uint8 (f, h, w, 3), NNNNNN.mp4, or NNNNNN.webp where
+    PyAV is not installed) or an array alone.
     Used as a context, which closes its files. All processes call it alike, and the first one writes.
 
     settings: what the samples depend on. A directory of other settings is refused, and so is any directory that holds
@@ -44,6 +46,7 @@ class SampleDirectory:
     arrays: by name, shape and type of what else there is of each sample: NAME.npy, which becomes NAME.npz unless it is
         one of `kept`.
     overwrite: remove the samples of other settings first; only what their manifest names.
+    fps: frames a second of videos. frames: whether each frame of a video is a picture, too: NNNNNN-FFF.png.
 
     Attributes:
         finished: whether all is there, `finish` included.
@@ -62,9 +65,15 @@ class SampleDirectory:
         arrays: Mapping[str, tuple[tuple[int, ...], type]] | None = None,
         kept: Sequence[str] = (),
         overwrite: bool = False,
+        fps: float = 8.0,
+        frames: bool = False,
     ):
         self.path, self.num, self._shape, self._arrays, self._kept = path, num, shape, arrays or {}, kept
-        suffix = None if shape is None else _VIDEO if len(shape) == 4 else _PICTURE
+        suffix = None if shape is None else _PICTURE
+        if shape is not None and len(shape) == 4:
+            suffix = _MOVIE if can_write_movies() else _ANIMATION
+            settings = {**settings, "fps": fps, "frames": shape[0] if frames else 0}
+        self._suffix, self._fps, self._frames = suffix, fps, frames
         settings = {**settings, "num": num, "pictures": suffix and f"%06d{suffix}", "arrays": sorted(self._arrays)}
         self._manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -169,14 +178,23 @@ class SampleDirectory:
 
     def _write_picture(self, number: int, picture: UInt8[np.ndarray, "..."]) -> None:
         """Not atomically: nothing is read before the manifest counts it."""
-        path = self.path / (self._manifest["pictures"] % number)
-        if picture.ndim == 4:
-            data = animation(picture[None], _VIDEO)
-        else:
-            buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, format="PNG")
-            data = buffer.getvalue()
-        with open(path, "wb") as file:
+        name = self._manifest["pictures"] % number
+        if picture.ndim == 3:
+            self._write(name, _png(picture))
+            return
+        self._write(name, self._playing(picture[None]))
+        for place, frame in enumerate(picture if self._frames else ()):
+            self._write(_frame_name(name, place), _png(frame))
+
+    def _playing(self, videos: UInt8[np.ndarray, "n f h w 3"]) -> bytes:
+        """The file of a video, or of several side by side."""
+        if self._suffix == _ANIMATION:
+            return animation(videos, _ANIMATION, self._fps)
+        frames = videos[0] if len(videos) == 1 else np.stack([make_grid(frame) for frame in videos.swapaxes(0, 1)])
+        return movie(frames, self._fps)
+
+    def _write(self, name: str, data: bytes) -> None:
+        with open(self.path / name, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -190,12 +208,26 @@ class SampleDirectory:
         count = min(self.num, GRID, max(1, GRID_PIXELS * 3 // int(np.prod(self._shape))))
         found = (video for part in videos.parts() for video in part) if videos else self._pictures()
         captions = prompts[:count] if prompts and len(self._shape) == 3 else None
-        save_png(self.path / "grid.png", make_grid(np.stack(list(itertools.islice(found, count))), captions=captions))
+        shown = np.stack(list(itertools.islice(found, count)))
+        save_png(self.path / "grid.png", make_grid(shown, captions=captions))
+        if len(self._shape) == 4:
+            write_atomically(self.path / f"grid{self._suffix}", self._playing(shown))
 
     def _write_manifest(self, **changes: int) -> None:
         manifest = self._manifest | changes
         write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
         self._manifest = manifest
+
+
+def _png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _frame_name(name: str, place: int) -> str:
+    """Of a frame of the video in the file `name`."""
+    return f"{Path(name).stem}-{place:03d}{_PICTURE}"
 
 
 def check_directory(path: Path) -> None:
@@ -222,6 +254,12 @@ def has_manifest(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
+def draws_videos(path: Path) -> bool:
+    """Whether a directory holds a manifest of videos."""
+    pattern = (_read_manifest(path) or {}).get("pictures")
+    return pattern is not None and not pattern.endswith(_PICTURE)
+
+
 def pictures_of(path: Path, size: Size | None = None, limit: int | None = None) -> Pictures:
     """The pictures that a directory's manifest names, and no others; at most `limit`, cropped and resized to `size`.
 
@@ -242,7 +280,7 @@ def pictures_of(path: Path, size: Size | None = None, limit: int | None = None) 
     if limit is not None and limit > count:
         raise ConfigError(f"--num={limit}: {path} holds {count} samples")
     count = limit or count
-    pixels = size or read_picture(path / (pattern % 0)).shape[:2]
+    pixels = (size or read_picture(path / (pattern % 0)).shape)[:2]
 
     def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
         for first in range(0, count, batch_size):
@@ -261,7 +299,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, not {FORMAT}")
         pattern, count, num = manifest["pictures"], manifest["count"], manifest["num"]
-        sound = pattern in (None, f"%06d{_PICTURE}", f"%06d{_VIDEO}") and 0 <= count <= num
+        sound = pattern in (None, *(f"%06d{end}" for end in (_PICTURE, _MOVIE, _ANIMATION))) and 0 <= count <= num
         if not sound or {type(manifest[key]) for key in ("settings", "about")} != {dict}:
             raise ValueError("its fields contradict each other")
         return manifest
@@ -288,8 +326,10 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _remove(path: Path, manifest: Mapping[str, Any]) -> None:
     """Removes the samples, the manifest last. More of them may be there than it counts: a killed program's."""
     names = [f"{name}{end}" for name in manifest["settings"].get("arrays", []) for end in (".npy", ".npz")]
-    names += ["samples.npz", ".samples.npz.partial", "grid.png", PROMPTS]
+    names += ["samples.npz", ".samples.npz.partial", "grid.png", f"grid{_MOVIE}", f"grid{_ANIMATION}", PROMPTS]
     if manifest["pictures"]:
-        names += [manifest["pictures"] % number for number in range(manifest["num"])]
+        pictures = [manifest["pictures"] % number for number in range(manifest["num"])]
+        frames = range(int(manifest["settings"].get("frames", 0)))
+        names += pictures + [_frame_name(name, place) for name in pictures for place in frames]
     for name in (*names, MANIFEST):
         (path / Path(name).name).unlink(missing_ok=True)

@@ -19,24 +19,50 @@ from zigma_jax.data.pipeline import one_pass
 from zigma_jax.data.sources import SourceInfo
 from zigma_jax.errors import DataError
 
-Size = tuple[int, int]
+Size = tuple[int, ...]
+"""(height, width) of pictures, (frames, height, width) of clips."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
     """A set that can be gone through again and again.
 
-    count: how many. size: (height, width) in pixels. about: what they are, in words.
-    batches: a function of the batch size that yields uint8 (b, height, width, 3), `count` in all; the last may be
-        smaller.
+    count: how many. size: (height, width) in pixels, of clips (frames, height, width). about: what they are, in words.
+    batches: a function of the batch size that yields uint8 (b, *size, 3), `count` in all; the last may be smaller.
     """
 
     count: int
     size: Size
     about: Mapping[str, str]
-    batches: Callable[[int], Iterator[UInt8[np.ndarray, "_b h w 3"]]]
+    batches: Callable[[int], Iterator[UInt8[np.ndarray, "_b ..."]]]
 
-    def first(self, count: int) -> UInt8[np.ndarray, "_n h w 3"]:
+    @property
+    def are_clips(self) -> bool:
+        return len(self.size) == 3
+
+    def frames(self) -> "Pictures":
+        """Of clips every frame, as pictures; pictures as they are."""
+        if not self.are_clips:
+            return self
+
+        def batches(batch_size: int) -> Iterator[np.ndarray]:
+            for batch in self.batches(max(1, batch_size // self.size[0])):
+                yield batch.reshape(-1, *batch.shape[2:])
+
+        return Pictures(self.count * self.size[0], self.size[1:], self.about, batches)
+
+    def changed(self, change: Callable[[UInt8[np.ndarray, "_b ..."], int], UInt8[np.ndarray, "_b ..."]], words: str):
+        """The same with each batch changed, which the function is given with the number of its first picture."""
+
+        def batches(batch_size: int) -> Iterator[np.ndarray]:
+            number = 0
+            for batch in self.batches(batch_size):
+                yield change(batch, number)
+                number += len(batch)
+
+        return dataclasses.replace(self, about={**self.about, "changed": words}, batches=batches)
+
+    def first(self, count: int) -> UInt8[np.ndarray, "_n ..."]:
         """At most `count` of them."""
         return next(self.batches(min(count, self.count)))
 
@@ -44,10 +70,24 @@ class Pictures:
 def of_dataset(config: DataConfig, info: SourceInfo, limit: int | None = None) -> Pictures:
     """The pictures of `config`'s split, of which `info` tells, not mirrored; at most `limit` of them.
 
-    Fewer than all are the first ones: of a set that is sorted, no fair sample.
+    Fewer than all are the first ones: of a set that is sorted, no fair sample. Clips are therefore spread over the set;
+    of each the window that its number draws is taken.
     """
     config = dataclasses.replace(config, flip=False)
     count = info.length if limit is None else min(limit, info.length)
+
+    if config.window is not None:
+        chosen = [place * info.length // count for place in range(count)]
+
+        def windows(batch_size: int) -> Iterator[np.ndarray]:
+            for batch in one_pass(config, batch_size=batch_size, records=chosen):
+                yield batch["video"]
+
+        rate = f"stride {config.stride}" if config.fps is None else f"{config.fps:g} frames a second"
+        pixels = f"{config.frames} x {config.size[0]} x {config.size[1]}"
+        about = {"dataset": info.name, "split": info.split, "pixels": pixels, "window": rate}
+        about |= {"spread": str(count)} if count < info.length else {}
+        return Pictures(count, (config.frames, *config.size), about, windows)
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
         for batch in one_pass(config, batch_size=batch_size, limit=count):
@@ -62,7 +102,8 @@ def of_files(path: Path, size: Size | None = None, limit: int | None = None) -> 
 
     An npz is read by the rules of `arrays`: `samples` or, as guided-diffusion writes it, `arr_0`: (n, h, w, 3),
     uint8, or floats in [-1, 1].
-    size: crop and resize pictures to it, as for training; None: they must be of one size.
+    size: crop and resize pictures to it, as for training; None: they must be of one size. `samples` of clips are
+        (n, frames, height, width, 3).
     limit: take the first so many, in the order of their names.
 
     Raises:
@@ -109,10 +150,10 @@ def _samples_in(path: Path) -> Path:
 
 def _of_array(path: Path, size: Size | None, limit: int | None) -> Pictures:
     array, _ = read_npz(path, limit)
-    if array.ndim != 4 or array.shape[-1] != 3:
-        raise DataError(f"{path}: samples of shape {array.shape}, where pictures are (n, height, width, 3)")
-    if size not in (None, array.shape[1:3]):
-        raise DataError(f"{path}: pictures of {array.shape[1:3]} pixels, where {size} are wanted")
+    if array.ndim not in (4, 5) or array.shape[-1] != 3:
+        raise DataError(f"{path}: samples of shape {array.shape}, where pictures are (n, [frames,] height, width, 3)")
+    if size not in (None, array.shape[1:-1]):
+        raise DataError(f"{path}: pictures of {array.shape[1:-1]} pixels, where {size} are wanted")
     check_pixels(path, array)
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
@@ -120,7 +161,7 @@ def _of_array(path: Path, size: Size | None, limit: int | None) -> Pictures:
             batch = array[first : first + batch_size]
             yield batch if batch.dtype == np.uint8 else to_uint8(batch.astype(np.float32))
 
-    return Pictures(len(array), (array.shape[1], array.shape[2]), {"file": str(path)}, batches)
+    return Pictures(len(array), array.shape[1:-1], {"file": str(path)}, batches)
 
 
 def _files_in(path: Path) -> list[Path]:
@@ -137,7 +178,7 @@ def _of_directory(path: Path, size: Size | None, limit: int | None) -> Pictures:
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
         for chosen in itertools.batched(files, batch_size):
-            yield np.stack([read_picture(file, size) for file in chosen])
+            yield np.stack([read_picture(file, (size[0], size[1])) for file in chosen])
 
     return Pictures(len(files), size, {"directory": str(path)}, batches)
 
