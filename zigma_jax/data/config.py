@@ -120,6 +120,7 @@ class LatentConfig:
         cache: "encoded": every picture is encoded once, into a set of its own beside the data set; a directory: the
             same, there; "step": pictures are encoded in the training step, and nothing is kept; "stored": the latents
             in webdataset's tars, copied once into such a set ("stored:DIRECTORY": there), and nothing is encoded.
+        windows: of a clip, so many windows are encoded, spread evenly over it, and each time one of them is drawn.
         scale, shift: samples are (z − shift) · scale, one number or one a channel; None: as `statistics` says. A run
             writes down the numbers that it used.
         statistics: where scale and shift come from if they are not given: "config", the network's config.json; or
@@ -132,6 +133,7 @@ class LatentConfig:
     autoencoder: str = ""
     weights: str | None = None
     cache: str = "encoded"
+    windows: int = 4
     scale: float | tuple[float, ...] | None = None
     shift: float | tuple[float, ...] | None = None
     statistics: Literal["config", "measured"] = "config"
@@ -145,6 +147,8 @@ class LatentConfig:
             )
         if not self.cache:
             raise ConfigError("config.latent.cache = '': must be 'encoded', 'step', 'stored' or a directory")
+        if not 1 <= self.windows <= 1000:
+            raise ConfigError(f"config.latent.windows = {self.windows}: must be in 1 … 1000")
         if self.statistics == "measured" and self.cache == "step" and None in (self.scale, self.shift):
             raise ConfigError(
                 "config.latent.statistics = 'measured': are taken from the encoded set, which latent.cache = 'step' "

@@ -1,13 +1,15 @@
 """Pictures encoded once: the posterior of every picture of a set, kept beside the set.
 
 An encoded set holds the mean and the standard deviation of each picture's latents in float16, and the same of its
-mirror image if `data.flip`. It is found by what it was made of and by: data set, version, split, size and crop of the
+mirror image if `data.flip`. Of a clip there are some windows, spread evenly over it, each frame of which is encoded as a
+picture; every time that the clip is seen one of them is drawn. A set is found by what it was made of and by: data set, version, split, size and crop of the
 pictures, network and its weights. Whatever of that changes, the set is another one.
 
 Pictures are always computed in the same groups, whatever the number of devices and processes, because a network's
 rounding may depend on how many pictures it sees at once: so the files are the same to the byte.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -22,13 +24,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from zigma_jax.data.clips.decode import read_clip
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.latent_sets import EncodedSet, LatentFiles, Rows, fill_share, lay_out, unkeepable, whole_set
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import CROP, center_crop, to_float
 from zigma_jax.data.posterior import Autoencoder, posterior
-from zigma_jax.data.source import Source
-from zigma_jax.errors import ConfigError
+from zigma_jax.data.source import Source, check_kind
+from zigma_jax.errors import ConfigError, MissingPackageError
 
 _PIXELS_AT_ONCE = 2**19  # a device computes: 8 pictures of 256 x 256
 _MOST_AT_ONCE = 64
@@ -40,6 +43,7 @@ def encoded_set(
     autoencoder: Autoencoder,
     *,
     cache: str = "encoded",
+    windows: int = 1,
     devices: Sequence[Any] | None = None,
     process_index: int | None = None,
     process_count: int | None = None,
@@ -54,6 +58,7 @@ def encoded_set(
         config: how they are cropped, and whether mirrored: `size`, `flip`, `max_bad_fraction`.
         autoencoder: what encodes them.
         cache: "encoded": beside the pictures' records; otherwise a directory for encoded sets.
+        windows: of each clip; of no effect on pictures.
         devices: that compute; by default all of this process.
         process_index, process_count: which share of the shards this process makes; by default jax's.
 
@@ -62,18 +67,22 @@ def encoded_set(
         DataError: the disk is full, or the directory cannot be written or is not the same for all processes.
         BadDataError: more pictures are unusable than `config.max_bad_fraction` allows.
     """
-    files = describe(source, config, autoencoder, cache)
+    files = describe(source, config, autoencoder, cache, windows)
     return whole_set(
         files, source, lambda *share: encode_share(source, config, autoencoder, files, devices, *share),
         process_index, process_count,
     )  # fmt: skip
 
 
-def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache: str = "encoded") -> LatentFiles:
+def describe(
+    source: Source, config: DataConfig, autoencoder: Autoencoder, cache: str = "encoded", windows: int = 1
+) -> LatentFiles:
     """Which encoded set belongs to pictures and network, and where it lies. Reads and writes nothing."""
     check_size(config, autoencoder)
-    size = config.size
-    picture = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
+    check_kind(source.info, config.frames)
+    size, windows = config.size, windows if config.frames else 1
+    frames = (config.frames,) if config.frames else ()
+    picture = jax.ShapeDtypeStruct((1, *frames, *size, 3), np.float32)
     mean, std = jax.eval_shape(posterior, autoencoder, picture)
     shape = mean.shape[1:]
     fields = [("mean", "<f2", shape)] + ([] if std is None else [("std", "<f2", shape)])
@@ -84,7 +93,10 @@ def describe(source: Source, config: DataConfig, autoencoder: Autoencoder, cache
         "weights": autoencoder.fingerprint,
         "dtypes": sorted({leaf.dtype.name for leaf in jax.tree.leaves(autoencoder)}),  # it rounds as its weights do
     }
-    return lay_out(source.info, size, fields, made_by, autoencoder.name, cache, 1 + config.flip, _at_once(size))
+    if config.window is not None:
+        made_by |= {"window": dataclasses.asdict(config.window), "windows": windows}
+    views = windows * (1 + config.flip)
+    return lay_out(source.info, size, fields, made_by, autoencoder.name, cache, views, _at_once(size))
 
 
 def check_size(config: DataConfig, autoencoder: Autoencoder) -> None:
@@ -110,7 +122,7 @@ def encode_share(
     with ThreadPoolExecutor(os.cpu_count()) as threads:
 
         def encode(pictures: range) -> Iterator[list[tuple[int, Rows]]]:
-            read = functools.partial(_read, source, config.size)
+            read = functools.partial(_read, source, config, files.windows)
             for batch in _ahead(threads, read, itertools.batched(pictures, encoder.batch_size)):
                 yield list(encoder(batch))
 
@@ -118,13 +130,20 @@ def encode_share(
 
 
 Picture = tuple[np.ndarray, int] | str
-"""uint8 pixels (h, w, 3) and label (-1 where there are no classes), or what is wrong with the picture."""
+"""uint8 pixels (1, h, w, 3), of a clip (windows, f, h, w, 3), and label (-1 where there are no classes); or what is wrong
+with the picture."""
 
 
-def _read(source: Source, size: tuple[int, int], index: int) -> tuple[int, Picture]:
+def _read(source: Source, config: DataConfig, windows: int, index: int) -> tuple[int, Picture]:
     try:
         record = source[index]
-        pixels = center_crop(decode(source.picture(record)), size)
+        if config.window is None:
+            pixels = center_crop(decode(source.picture(record)), config.size)[None]
+        else:
+            clip, places = source.clip(record), (np.arange(windows) + 0.5) / windows
+            pixels = np.stack([read_clip(clip, config.window, float(place), config.size) for place in places])
+    except MissingPackageError:
+        raise
     except Exception as error:  # damage shows as any exception of the reader, parser or decoder
         return index, f"{type(error).__name__}: {error}"
     return index, (pixels, source.label(record) if source.info.num_classes else -1)
@@ -158,7 +177,7 @@ class _Encoder:
                 check_vma=False,
             )
         )
-        self._views, self._labels = files.views, "label" in (files.dtype.names or ())
+        self._mirrored, self._labels = files.mirrored, "label" in (files.dtype.names or ())
 
     def __call__(self, batch: list[tuple[int, Picture]]) -> Iterator[tuple[int, Rows]]:
         """For each picture the fields of its views, or why there are none."""
@@ -170,7 +189,11 @@ class _Encoder:
         for place, (_, picture) in enumerate(batch):
             if not isinstance(picture, str):
                 pixels[place] = picture[0]
-        views = [self._encode(view) for view in (pixels, pixels[:, :, ::-1])[: self._views]]
+        views = []
+        for window in pixels.swapaxes(0, 1):
+            views.append(self._encode(window))
+            if self._mirrored:
+                views.append(self._encode(window[..., ::-1, :]))
         for place, (index, picture) in enumerate(batch):
             if isinstance(picture, str):
                 yield index, picture
@@ -186,7 +209,7 @@ class _Encoder:
             label = {"label": picture[1]} if self._labels else {}
             yield index, wrong or [row | label for row in rows]
 
-    def _encode(self, pixels: np.ndarray) -> dict[str, Float[np.ndarray, "b h w c"]]:
+    def _encode(self, pixels: np.ndarray) -> dict[str, Float[np.ndarray, "b *f h w c"]]:
         mean, std = self._posterior(self._autoencoder, jax.device_put(to_float(pixels), self._divided))
         return {"mean": np.asarray(mean)} | ({} if std is None else {"std": np.asarray(std)})
 

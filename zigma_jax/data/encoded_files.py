@@ -4,7 +4,7 @@ A directory holds `shard-00000-of-00032.array_record` … and, once the last of 
 what was encoded by what ("identity"), what a record holds ("fields": name, dtype, shape), how many pictures and views
 there are, the size of every shard, and what the maker has to say of the whole ("summary").
 
-Record k is view k % views of picture k // views; with two views, the second is the mirror image. A record begins with
+Record k is view k % views of picture k // views; with mirror images, every second view is one. A record begins with
 four bytes: `data`, and the picture's numbers follow, laid out as the kind of set has it; or `none`, and a sentence in
 UTF-8 follows that says why this picture has no numbers. The last record of a shard is the shard's own summary in JSON,
 so that a shard and what is known of it appear at once. Nothing in these files depends on when or by how many processes
@@ -47,7 +47,7 @@ class EncodedFiles:
         fields: JSON-able; name, dtype and shape of what a record holds.
         record_size: bytes of a record, about, for messages.
         pictures: how many.
-        views: records a picture: 1, or 2 with the mirror image.
+        views: records a picture: as many as windows of a clip, and twice as many with the mirror images.
         shard_size: pictures in every shard but the last.
         elsewhere: what puts such a set into another directory, for messages.
     """

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from zigma_jax.data.clips.window import fraction
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.encoded_files import EncodedFiles
 from zigma_jax.data.encoded_shards import fill_missing, identity_of, placed, shard_size, whole
@@ -60,7 +61,7 @@ class EncodedSet:
         info: of the data set that was encoded.
         directory: where the encoded set lies.
         fingerprint: of all that determines its numbers.
-        shape: (h, w, c) of a picture's latents.
+        shape: (h, w, c) of a picture's latents, or (f, h, w, c) of a window of a clip.
         mirrored: whether mirror images are there too.
         statistics: of the latents.
         unreadable: how many pictures have no latents, because they or what the network made of them were unusable.
@@ -70,15 +71,17 @@ class EncodedSet:
         self._files, self._records = files, files.open()
         self.info, self.directory, self.fingerprint = info, files.directory, files.fingerprint
         self.shape: tuple[int, ...] = files.dtype["mean"].shape
-        self.mirrored = files.views == 2
+        self.mirrored = files.mirrored
         self.statistics = Statistics(tuple(summary["mean"]), tuple(summary["std"]))
         self.unreadable: int = len(summary["unreadable"])
 
     def __len__(self) -> int:
         return self.info.length
 
-    def read(self, index: int, flip: bool) -> np.void:
+    def read(self, index: int, flip: bool, draw: int = 0) -> np.void:
         """The fields "mean", "std" (if the network has one) and "label" (if there are classes) of one picture.
+
+        draw: 64 random bits, which choose the window of a clip.
 
         Raises:
             LookupError: the picture could not be encoded; the message says why.
@@ -86,7 +89,8 @@ class EncodedSet:
         """
         if flip and not self.mirrored:
             raise ValueError(f"{self.directory} has no mirror images: it was made with data.flip=False")
-        return self._files.unpack(self._records[index * self._files.views + flip])
+        view = int(fraction(draw) * self._files.windows) * (1 + self.mirrored) + flip
+        return self._files.unpack(self._records[index * self._files.views + view])
 
     def batch(self, examples: Sequence[np.void]) -> dict[str, np.ndarray]:
         """Examples of `read` as arrays by name."""
@@ -101,6 +105,16 @@ class LatentFiles(EncodedFiles):
     def dtype(self) -> np.dtype:
         """Of one record: a structured dtype of little-endian fields."""
         return np.dtype([(name, kind, tuple(shape)) for name, kind, shape in self.fields])
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether every other view is a mirror image."""
+        return bool(self.identity.get("mirrored"))
+
+    @property
+    def windows(self) -> int:
+        """Of a clip; 1 of pictures."""
+        return self.views // (1 + self.mirrored)
 
     def pack(self, **arrays: Any) -> bytes:
         """A record of all fields, which are cast to their dtypes."""

@@ -23,6 +23,7 @@ from zigma_jax.data.latent_sets import EncodedSet
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.data.reads import BadDataError, Reads
+from zigma_jax.data.source import check_kind
 from zigma_jax.data.sources import Source, SourceInfo, open_source
 from zigma_jax.data.workers import live_with_parent, start_deaf
 from zigma_jax.errors import ConfigError, DataError, MissingPackageError
@@ -78,14 +79,9 @@ class Pictures:
 
 
 class Clips:
-    """Windows of a source's clips, cropped to `size`; bytes, because as floats a batch would take four times as much.
-
-    Raises ConfigError if the source has none.
-    """
+    """Windows of a source's clips, cropped to `size`; bytes, because as floats a batch would take four times as much."""
 
     def __init__(self, source: Source, size: tuple[int, int], window: Window):
-        if not source.info.has_clips:
-            raise ConfigError(f"data.frames={window.frames}: {source.info.name} has no clips; 0 is for pictures")
         self.source, self.size, self.window, self.info = source, size, window, source.info
 
     def read(self, index: int, flip: bool, draw: int) -> tuple[Any, np.ndarray]:
@@ -104,10 +100,9 @@ class Clips:
 
 def examples_of(source: Source, config: DataConfig) -> "Examples":
     """The pictures or the clips of a source, as `config` says. Raises ConfigError if it has none of that kind."""
+    check_kind(source.info, config.frames)
     if config.window is not None:
         return Clips(source, config.size, config.window)
-    if source.info.has_clips:
-        raise ConfigError(f"data.frames=0: {source.info.name} has clips; give the frames of a window, as data.frames=16")
     return Pictures(source, config.size)
 
 

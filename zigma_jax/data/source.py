@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
+from zigma_jax.errors import ConfigError
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceInfo:
@@ -57,3 +59,11 @@ class Source(Protocol):
     def captions(self, index: int) -> list[str]:
         """All captions of record `index`. Raises DataError if the set has none."""
         ...
+
+
+def check_kind(info: SourceInfo, frames: int) -> None:
+    """Raises ConfigError for clips that are asked for of a set of pictures, and for pictures of one of clips."""
+    if frames and not info.has_clips:
+        raise ConfigError(f"data.frames={frames}: {info.name} has no clips; 0 is for pictures")
+    if info.has_clips and not frames:
+        raise ConfigError(f"data.frames=0: {info.name} has clips; give the frames of a window, as data.frames=16")

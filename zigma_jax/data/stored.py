@@ -62,7 +62,8 @@ def stored_set(
             f"{FACTOR} with latent.cache={cache!r}, that of the latents in tars"
         )
     height, width = config.size
-    shape = (height // FACTOR, width // FACTOR, autoencoder.channels)
+    frames = (config.frames,) if config.frames else ()
+    shape = (*frames, height // FACTOR, width // FACTOR, autoencoder.channels)
     field = latent_field(source, shape)
     directory = cache.partition(":")[2]
     files = lay_out(

@@ -139,7 +139,8 @@ def _encoded(config: RunConfig, source: "Source", autoencoder: Any) -> SampleSou
 
     latent = config.latent
     make = stored_set if is_stored(latent.cache) else encoded_set
-    encoded = make(source, config.data, autoencoder, cache=latent.cache)
+    options = {} if is_stored(latent.cache) else {"windows": latent.windows}
+    encoded = make(source, config.data, autoencoder, cache=latent.cache, **options)
     if latent.statistics == "measured":
         measured = encoded.statistics
         autoencoder = autoencoder.with_statistics(

@@ -8,9 +8,9 @@ of frames as single pictures.
 import contextlib
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -101,21 +101,8 @@ def import_av() -> Any:
     return av
 
 
-def _open_movie(stack: contextlib.ExitStack, file: IO[bytes]) -> Opened:
-    av = import_av()
-    try:
-        container = stack.enter_context(av.open(file, options={"format_whitelist": _FORMATS}))
-    except (av.error.InvalidDataError, av.error.EOFError, av.error.ArgumentError) as error:
-        file.seek(0)
-        what = describe(file.read(1024))
-        raise DataError(f"no movie that can be read, but {what} ({error.strerror or error})") from None
-    cover = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & cover]
-    if not streams:
-        only_sound = container.streams.audio and not container.streams.video
-        raise DataError(f"there are no frames in it, but {'sound alone' if only_sound else 'damage'}")
-    stream = max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
-    stream.codec_context.thread_count = 1  # the workers are as many as there are cores
+def _open_movie(stack: contextlib.ExitStack, file: io.BufferedIOBase) -> Opened:
+    container, stream = _open_stream(stack, file)
     stamps, last = _list_packets(container, stream)
     base = float(stream.time_base)
     times = stamps * base
@@ -123,10 +110,38 @@ def _open_movie(stack: contextlib.ExitStack, file: IO[bytes]) -> Opened:
     end = float(times[-1]) + (last * base or usual) if len(times) else 0.0
 
     def frames(numbers: list[int]) -> Iterator[tuple[int, Image.Image]]:
-        for number, frame in _decode(container, stream, stamps, numbers):
-            yield number, _upright(frame, stream.codec_context.sample_aspect_ratio)
+        aspect = stream.codec_context.sample_aspect_ratio
+        if numbers[0]:
+            container.seek(int(stamps[numbers[0]]), stream=stream)
+            numbers = yield from _take(container.decode(stream), stamps, numbers, aspect, from_start=False)
+        if numbers:  # there is nothing to seek, or this container's index leads elsewhere
+            again, first = _open_stream(stack, file)
+            numbers = yield from _take(again.decode(first), stamps, numbers, aspect, from_start=True)
+        if numbers:
+            raise DataError(f"frame {numbers[0]} of {len(stamps)} cannot be decoded")
 
     return times, end, frames
+
+
+def _open_stream(stack: contextlib.ExitStack, file: io.BufferedIOBase) -> tuple[Any, Any]:
+    """The file from its beginning, and the stream of pictures in it."""
+    av = import_av()
+    file.seek(0)
+    if not (head := file.read(1024)):
+        raise DataError("no movie, but an empty file")
+    file.seek(0)
+    try:
+        container = stack.enter_context(av.open(file, options={"format_whitelist": _FORMATS}))
+    except (av.error.InvalidDataError, av.error.EOFError, av.error.ArgumentError) as error:
+        raise DataError(f"no movie that can be read, but {describe(head)} ({error.strerror or error})") from None
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & cover]
+    if not streams:
+        only_sound = container.streams.audio and not container.streams.video
+        raise DataError(f"there are no frames in it, but {'sound alone' if only_sound else 'damage'}")
+    stream = max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+    stream.codec_context.thread_count = 1  # the workers are as many as there are cores
+    return container, stream
 
 
 def _list_packets(container: Any, stream: Any) -> tuple[np.ndarray, int]:
@@ -140,27 +155,21 @@ def _list_packets(container: Any, stream: Any) -> tuple[np.ndarray, int]:
     return ordered, stamps[int(ordered[-1])] if len(ordered) else 0
 
 
-def _decode(container: Any, stream: Any, stamps: np.ndarray, numbers: list[int]) -> Iterator[tuple[int, Any]]:
-    """The frames of these numbers, from the last key frame before them on; from the beginning where seeking fails."""
-    starts = [int(stamps[numbers[0]]), None] if numbers[0] else [None]
-    for start in starts:
-        container.seek(int(stamps[0]) if start is None else start, stream=stream)
-        waiting, found = list(numbers), []
-        for count, frame in enumerate(container.decode(stream)):
-            stamp = frame.dts if frame.pts is None else frame.pts
-            number = count if stamp is None else int(np.searchsorted(stamps, stamp, side="right")) - 1
-            if start is not None and (stamp is None or (not count and number > numbers[0])):
-                break  # this container's index leads elsewhere
-            if number == waiting[0]:
-                found.append(number)
-                yield waiting.pop(0), frame
-            if not waiting:
-                return
-            if number > waiting[0]:
-                break
-        if found:
+def _take(
+    decoded: Iterator[Any], stamps: np.ndarray, numbers: list[int], aspect: Any, from_start: bool
+) -> Generator[tuple[int, Image.Image], None, list[int]]:
+    """The frames of these numbers among those that are decoded; returns the numbers of those that did not come."""
+    waiting = list(numbers)
+    for count, frame in enumerate(decoded):
+        stamp = frame.dts if frame.pts is None else frame.pts
+        if stamp is None and not from_start:
             break
-    raise DataError(f"frame {waiting[0]} of {len(stamps)} cannot be decoded")
+        number = count if stamp is None else int(np.searchsorted(stamps, stamp, side="right")) - 1
+        if number == waiting[0]:
+            yield waiting.pop(0), _upright(frame, aspect)
+        if not waiting or number > waiting[0]:
+            break
+    return waiting
 
 
 def _upright(frame: Any, aspect: Any) -> Image.Image:
@@ -175,7 +184,7 @@ def _upright(frame: Any, aspect: Any) -> Image.Image:
 # ---- animated pictures
 
 
-def _open_animation(stack: contextlib.ExitStack, file: IO[bytes], timed: bool) -> Opened:
+def _open_animation(stack: contextlib.ExitStack, file: io.BufferedIOBase, timed: bool) -> Opened:
     """timed: whether the times are asked for, because finding them takes decoding all frames."""
     image = stack.enter_context(Image.open(file, formats=["GIF", "WEBP", "PNG"]))
     count = getattr(image, "n_frames", 1)

@@ -52,7 +52,7 @@ class Window:
         """Whether a clip, as `choose` takes it, is long enough."""
         if self.fps is None:
             return len(times) > self._reach
-        return bool(len(times)) and end - times[0] > (self.frames - 1) / self.fps + _CLOSE
+        return bool(len(times) and end - times[0] > (self.frames - 1) / self.fps + _CLOSE)
 
     @property
     def needs(self) -> str:
