@@ -25,7 +25,7 @@ def get_config():
     config.model.null_class = True
     config.model.condition_scale = 25.0  # so that the class is seen beside the time from the first steps on
 
-    config.train.steps = 800
+    config.train.steps = 600
     config.train.batch_size = 16
     config.train.cpu_devices = 2
     config.train.accumulate = 4  # small parts stay in the cache
@@ -36,9 +36,9 @@ def get_config():
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
 
-    config.checkpoint.every = 200
+    config.checkpoint.every = 100
     config.log.every = 10
-    config.log.preview_every = 400
+    config.log.preview_every = 200
     config.log.preview_count = 16
     config.sample.method = "heun"
     config.sample.steps = 20

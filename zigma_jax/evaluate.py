@@ -312,16 +312,19 @@ def _data_config(config: RunConfig | None, size: Size) -> DataConfig | None:
     """The data set to compare with, by the flags or the run's configuration; None if neither names one."""
     if _DATASET.value and _FOLDER.value:
         raise ConfigError("--dataset and --folder: give one of them")
+    pixels = (size[-2], size[-1])
     if _DATASET.value or _FOLDER.value:
         name, split = _DATASET.value or "folder", _SPLIT.value or "train"
-        base = config.data if config else DataConfig()
-        window = {"frames": size[0], "stride": _STRIDE.value or base.stride} if len(size) == 3 else {}
-        return DataConfig(name, _DATA_DIR.value, split, image_size=size[-2:], folder=_FOLDER.value, **window)
+        wanted = DataConfig(name, _DATA_DIR.value, split, image_size=pixels, folder=_FOLDER.value)
+        if len(size) == 2:
+            return wanted
+        of_run = config.data.stride if config else 1
+        return dataclasses.replace(wanted, frames=size[0], stride=_STRIDE.value or of_run)
     if config is None:
         return None
     split = _SPLIT.value or config.eval.split or config.data.split
     return dataclasses.replace(
-        config.data, split=split, data_dir=_DATA_DIR.value or config.data.data_dir, image_size=size[-2:]
+        config.data, split=split, data_dir=_DATA_DIR.value or config.data.data_dir, image_size=pixels
     )
 
 

@@ -3,6 +3,7 @@
 import fractions
 import io
 import struct
+from typing import Any
 
 import av
 import numpy as np
@@ -36,7 +37,7 @@ def encode(
     """A movie; `times` in milliseconds make its rate vary, `options` are the codec context's."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
-        stream = out.add_stream(codec, rate=rate, options={"crf": "12"} if codec.startswith("libx264") else {})
+        stream: Any = out.add_stream(codec, rate=rate, options={"crf": "12"} if codec.startswith("libx264") else {})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
         for name, value in options.items():
@@ -56,7 +57,7 @@ def sound() -> bytes:
     """A second of silence, and no picture."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
-        stream = out.add_stream("aac", rate=44100)
+        stream: Any = out.add_stream("aac", rate=44100)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
         frame.rate = 44100
         out.mux(stream.encode(frame))

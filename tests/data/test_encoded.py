@@ -22,7 +22,9 @@ from tests import programs
 from tests.data.pictures import picture, write
 from tests.data.toy_autoencoder import ToyAutoencoder
 from zigma_jax.data import encoded, encoded_files, latent_sets
+from zigma_jax.data.clips.decode import read_clip
 from zigma_jax.data.encoded import describe, encode_share, encoded_set
+from zigma_jax.data.pictures.pixels import to_float
 from zigma_jax.data.pipeline import BadDataError, DataConfig, make_dataset, one_pass, open_source
 from zigma_jax.data.posterior import draw
 from zigma_jax.errors import ConfigError, DataError
@@ -383,3 +385,27 @@ if __name__ == "__main__":  # what the tests above start, kill and start again
     encoded._read = lambda *arguments: (time.sleep(0.02), slow_read(*arguments))[1]
     main = DataConfig(name="avatars/tiny", data_dir=sys.argv[1], image_size=16, flip=True)
     encoded_set(open_source(main), main, TOY, cache=sys.argv[2])
+
+
+def test_windows_of_clips_are_encoded_frame_by_frame(tmp_path):
+    config = DataConfig(
+        name="avatars_moving/tiny", data_dir=str(tmp_path), image_size=8, frames=3, stride=2, flip=True, split="test"
+    )
+    source, autoencoder = open_source(config), ToyAutoencoder.of()
+    encoded = encoded_set(source, config, autoencoder, windows=2)
+    assert (encoded.shape, encoded.mirrored, len(encoded)) == ((3, 2, 2, 3), True, 8)
+    assert config.window is not None
+    for window, where in ((0, 0.25), (1, 0.75)):
+        for flip in (False, True):
+            pixels = read_clip(source.clip(source[5]), config.window, where, (8, 8))
+            mean, _ = autoencoder.encode(to_float(pixels[:, :, ::-1] if flip else pixels))
+            row = encoded.read(5, flip, window << 63)
+            np.testing.assert_allclose(row["mean"], np.asarray(mean), atol=2e-3)
+            assert row["label"] == source.label(source[5])
+    dataset = make_dataset(config, global_batch=8, encoded=encoded)
+    assert dataset.batch(0)["mean"].shape == (8, 3, 2, 2, 3)
+    assert any(not np.array_equal(dataset.batch(0)["mean"], dataset.batch(step)["mean"]) for step in (1, 2))
+    other = describe(source, config, autoencoder, windows=3)
+    assert other.fingerprint != describe(source, config, autoencoder, windows=2).fingerprint
+    longer = dataclasses.replace(config, stride=1)
+    assert describe(source, longer, autoencoder, windows=2).directory != encoded.directory

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import zigma_jax as zj
 from tests.metrics.toy import ToyNetwork
 from tests.random_model import random_model
 from tests.training.fake_autoencoder import FakeAutoencoder
@@ -37,6 +36,7 @@ from zigma_jax.training.evaluation import (
     reconstructed,
     reconstruction_floor,
     reference_features,
+    seen_by,
 )
 from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.prompts import Prompts, captions_of, open_text_encoder
@@ -104,10 +104,17 @@ def test_a_sample_that_is_not_finite_is_named():
     )  # beyond what is asked for it may be
 
 
-def test_a_model_that_draws_no_pictures_is_refused():
-    cfg = zj.ZigMaConfig(sample_shape=(4, 8, 8, 3), hidden_size=16, depth=1)
-    with pytest.raises(ConfigError, match=r"samples of shape \(4, 8, 8, 3\), videos"):
-        drawn(lambda *_: pytest.fail("drawn"), {}, Decoder(cfg.sample_shape, make_mesh()), cfg, 8, labels_at(None), {})
+def test_networks_of_pictures_see_the_frames_of_clips_and_networks_of_videos_no_pictures():
+    clips = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
+    of_clips = Pictures(2, (3, 4, 4), {}, lambda size: iter([clips]))
+    network = ToyNetwork()
+    frames = seen_by(network, of_clips)
+    assert (frames.count, frames.size) == (6, (4, 4))
+    np.testing.assert_array_equal(np.concatenate(list(frames.batches(64))), clips.reshape(6, 4, 4, 3))
+    network.of_videos = True  # pyright: ignore[reportAttributeAccessIssue]
+    assert seen_by(network, of_clips) is of_clips
+    with pytest.raises(ConfigError, match="is a network of videos, and there are pictures"):
+        seen_by(network, frames)
 
 
 def test_labels_are_as_frequent_as_in_the_data_set(data_dir):

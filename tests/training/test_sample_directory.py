@@ -168,7 +168,14 @@ def test_videos_and_arrays(tmp_path):
     with open(tmp_path / "latents.npy", "ab") as file:
         file.write(b"of a killed program")
     work(2, 5)
-    names = [*(f"00000{i}.webp" for i in range(5)), "grid.png", "latents.npy", "manifest.json", "samples.npz"]
+    names = [
+        *(f"00000{i}.mp4" for i in range(5)),
+        "grid.mp4",
+        "grid.png",
+        "latents.npy",
+        "manifest.json",
+        "samples.npz",
+    ]
     assert sorted(contents(tmp_path)) == names
     np.testing.assert_array_equal(np.load(tmp_path / "latents.npy", mmap_mode="r"), LATENTS[:5])
     with np.load(tmp_path / "samples.npz") as file:

@@ -12,10 +12,9 @@ FROM_FOLDER = {
     "parquet": "the directory of parquet files",
     "celeba": "the directory with img_align_celeba.zip and list_eval_partition.txt",
     "coco": "the directory with train2014.zip, val2014.zip and annotations_trainval2014.zip",
-} | {
-    name: "the directory with UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip"
-    for name in ("ucf101", "ucf101/2", "ucf101/3")
-}
+} | dict.fromkeys(
+    ("ucf101", "ucf101/2", "ucf101/3"), "the directory with UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip"
+)
 """The sets that are made from `data.folder`, and what that is."""
 
 

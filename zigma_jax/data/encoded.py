@@ -190,7 +190,8 @@ class _Encoder:
             if not isinstance(picture, str):
                 pixels[place] = picture[0]
         views = []
-        for window in pixels.swapaxes(0, 1):
+        for number in range(pixels.shape[1]):
+            window = pixels[:, number]
             views.append(self._encode(window))
             if self._mirrored:
                 views.append(self._encode(window[..., ::-1, :]))

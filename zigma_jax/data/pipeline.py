@@ -29,10 +29,11 @@ from zigma_jax.data.workers import live_with_parent, start_deaf
 from zigma_jax.errors import ConfigError, DataError, MissingPackageError
 
 Batch = dict[str, np.ndarray]
-"""`image` float32 (b, h, w, 3) in [-1, 1], or `video` uint8 (b, f, h, w, 3), or of an encoded set `mean` and, if its network has one, `std`, float16
-(b, [f,] h, w, c), in the network's units; `index` int32 (b,), the record's place in the data set; `label` int32 (b,) if the
-set has classes. With text, of one caption a picture: `tokens` float16 (b, m, width) or `token_ids` int32 (b, m), and
-`token_mask` bool (b, m) if the encoder has one; see `TextSet` and `TokenizedCaptions`."""
+"""`image` float32 (b, h, w, 3) in [-1, 1], or `video` uint8 (b, f, h, w, 3), or of an encoded set `mean` and, if its
+network has one, `std`, float16 (b, [f,] h, w, c), in the network's units; `index` int32 (b,), the record's place in the
+data set; `label` int32 (b,) if the set has classes. With text, of one caption a picture: `tokens` float16 (b, m, width)
+or `token_ids` int32 (b, m), and `token_mask` bool (b, m) if the encoder has one; see `TextSet` and
+`TokenizedCaptions`."""
 
 _PREFETCH = 4  # batches made ahead, in one background thread
 _FLIP, _REPLACE, _ORDER, _CAPTION, _WINDOW = 1, 2, 3, 4, 5  # what a random stream is for
@@ -79,7 +80,7 @@ class Pictures:
 
 
 class Clips:
-    """Windows of a source's clips, cropped to `size`; bytes, because as floats a batch would take four times as much."""
+    """Windows of a source's clips, cropped to `size`; bytes, because floats would take four times as much."""
 
     def __init__(self, source: Source, size: tuple[int, int], window: Window):
         self.source, self.size, self.window, self.info = source, size, window, source.info

@@ -24,7 +24,8 @@ class PreparedSource:
     sequence of pictures, or the feature `video` that holds a file's bytes. Classes are `label`, else the first
     ClassLabel; captions are the first of `CAPTIONS` that holds text or several texts.
 
-    Raises DataError: neither pictures nor clips, a feature or split that isn't there, an empty split, a set in another file format.
+    Raises DataError: neither pictures nor clips, a feature or split that isn't there, an empty split, a set in another
+    file format.
     """
 
     def __init__(

@@ -77,8 +77,8 @@ def extract(
         a random part is kept; means and covariances are always of all.
 
     Raises:
-        ValueError: pictures that are not uint8 (b, h, w, 3), nor videos (b, f, h, w, 3); sizes that change, features that are not finite, fewer
-            than two pictures.
+        ValueError: pictures that are not uint8 (b, h, w, 3), nor videos (b, f, h, w, 3); sizes that change, features
+            that are not finite, fewer than two pictures.
     """
     mesh = Mesh(np.asarray(jax.devices()), ("data",)) if mesh is None else mesh
     divided = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

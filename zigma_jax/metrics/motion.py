@@ -23,7 +23,7 @@ def changes(videos: UInt8[np.ndarray, "n f h w 3"]) -> Float[np.ndarray, "n f_le
 
 
 def motion(changes: Float[np.ndarray, "n f"], reference: Float[np.ndarray, "m g"]) -> dict[str, float]:
-    """"motion", the mean change, and "motion-distance", how far the distributions of the two sets' changes lie apart.
+    """ "motion", the mean change, and "motion-distance", how far the distributions of the two sets' changes lie apart.
 
     The distance is Wasserstein's first: the mean difference of their quantiles, in levels; 0 for equal ones.
     """

@@ -88,7 +88,7 @@ def load_network(name: str, weights: str | os.PathLike[str] | None = None) -> Ex
         raise MissingWeightsError(f"network {name!r} needs a file of weights. {where}")
     found = find_weights(place, where=where, flag=f"weights of {name!r}")
     file = found.open(rename=i3d.rename if name == "i3d" else None)
-    network = build(file) if name != "i3d" else build(file, epsilon=i3d.epsilon_of(found.files()[0]))
+    network = i3d.I3D(file, i3d.epsilon_of(found.files()[0])) if name == "i3d" else build(file)
     file.check()
     if name == "i3d" and _sha256(found.files()[0]) in i3d.PUBLISHED:
         name = FVD_NETWORK

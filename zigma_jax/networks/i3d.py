@@ -8,7 +8,6 @@ import re
 import zipfile
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8

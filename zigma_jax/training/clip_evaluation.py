@@ -52,7 +52,12 @@ def spoilt(originals: Pictures) -> dict[str, Pictures]:
 
 
 def of_single_frames(
-    sets: Mapping[str, Pictures], originals: Pictures, dataset: Source, batch_size: int, mesh: Mesh, apart_from: Extractor
+    sets: Mapping[str, Pictures],
+    originals: Pictures,
+    dataset: Source,
+    batch_size: int,
+    mesh: Mesh,
+    apart_from: Extractor,
 ) -> dict[str, dict[str, float]]:
     """The Fréchet distance of single frames, as pictures, for each of the sets; none if the packaged network of
     pictures is not installed, or is `apart_from`, the network that was used already."""

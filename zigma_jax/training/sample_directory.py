@@ -280,7 +280,8 @@ def pictures_of(path: Path, size: Size | None = None, limit: int | None = None) 
     if limit is not None and limit > count:
         raise ConfigError(f"--num={limit}: {path} holds {count} samples")
     count = limit or count
-    pixels = (size or read_picture(path / (pattern % 0)).shape)[:2]
+    height, width = (size or read_picture(path / (pattern % 0)).shape)[:2]
+    pixels = (height, width)
 
     def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
         for first in range(0, count, batch_size):

@@ -138,9 +138,10 @@ def _encoded(config: RunConfig, source: "Source", autoencoder: Any) -> SampleSou
     from zigma_jax.data.stored import is_stored, stored_set
 
     latent = config.latent
-    make = stored_set if is_stored(latent.cache) else encoded_set
-    options = {} if is_stored(latent.cache) else {"windows": latent.windows}
-    encoded = make(source, config.data, autoencoder, cache=latent.cache, **options)
+    if is_stored(latent.cache):
+        encoded = stored_set(source, config.data, autoencoder, cache=latent.cache)
+    else:
+        encoded = encoded_set(source, config.data, autoencoder, cache=latent.cache, windows=latent.windows)
     if latent.statistics == "measured":
         measured = encoded.statistics
         autoencoder = autoencoder.with_statistics(

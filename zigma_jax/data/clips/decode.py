@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from absl import logging
@@ -186,7 +186,7 @@ def _upright(frame: Any, aspect: Any) -> Image.Image:
 
 def _open_animation(stack: contextlib.ExitStack, file: io.BufferedIOBase, timed: bool) -> Opened:
     """timed: whether the times are asked for, because finding them takes decoding all frames."""
-    image = stack.enter_context(Image.open(file, formats=["GIF", "WEBP", "PNG"]))
+    image = stack.enter_context(Image.open(cast(IO[bytes], file), formats=["GIF", "WEBP", "PNG"]))
     count = getattr(image, "n_frames", 1)
     durations = []
     for number in range(count if timed else 0):

@@ -54,7 +54,9 @@ def find_members(
         return {name: path.stat().st_size for name, path in paths.items()}, lambda: contextlib.nullcontext(
             lambda name: paths[name].read_bytes()
         )
-    raise DataError(f"data.folder={str(root)!r}: there is neither {name}.zip nor {name}.rar nor {name}/ in it. {where_from}")
+    raise DataError(
+        f"data.folder={str(root)!r}: there is neither {name}.zip nor {name}.rar nor {name}/ in it. {where_from}"
+    )
 
 
 def _find_in_rar(
@@ -74,7 +76,9 @@ def _find_in_rar(
     except rarfile.Error as error:
         raise DataError(f"{archive}: is no whole rar ({error}); download it again. {where_from}") from None
     if solid:
-        raise DataError(f"{archive}: is solid, so that reading its files one by one takes days; unpack it beside itself")
+        raise DataError(
+            f"{archive}: is solid, so that reading its files one by one takes days; unpack it beside itself"
+        )
 
     @contextlib.contextmanager
     def opened() -> Iterator[Read]:

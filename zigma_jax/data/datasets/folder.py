@@ -73,7 +73,9 @@ def scan(folder: Path, kind: Kind = PICTURES) -> dict[str, list[Picture]]:
         elif captions := find_caption_folder(folder):
             splits = {name: path for name, path in splits.items() if kind.find(path)}  # others hold lists of names
             _check_nothing_beside(folder, splits, kind)
-            found = {name: _scan_captioned(path, captions, kind) for name, path in (splits or {"train": folder}).items()}
+            found = {
+                name: _scan_captioned(path, captions, kind) for name, path in (splits or {"train": folder}).items()
+            }
         else:
             _check_nothing_beside(folder, splits, kind)
             found = {name: _scan_split(path, kind) for name, path in (splits or {"train": folder}).items()}

@@ -104,7 +104,9 @@ def _classes(lines: list[str]) -> list[str]:
     """The actions in the order of their numbers, which start at 1: "1 ApplyEyeMakeup"."""
     rows = [line.split() for line in lines if line.strip()]
     if not rows or any(len(row) != 2 or row[0] != str(number) for number, row in enumerate(rows, 1)):
-        raise DataError(f"classInd.txt: its lines must be a number from 1 on and an action, such as '1 Archery': {rows[:2]}")
+        raise DataError(
+            f"classInd.txt: its lines must be a number from 1 on and an action, such as '1 Archery': {rows[:2]}"
+        )
     return [action for _, action in rows]
 
 
