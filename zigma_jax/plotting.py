@@ -7,7 +7,7 @@ import numpy as np
 from zigma_kernels.grid_path import GridPath
 
 from zigma_jax.errors import MissingPackageError
-from zigma_jax.models.orders import scan_orders
+from zigma_jax.models.orders import ScanPlan, scan_orders
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plot_orders(
-    orders: str | Sequence[GridPath],
+    orders: str | ScanPlan | Sequence[GridPath],
     grid: tuple[int, ...] | None = None,
     *,
     seed: int = 0,
@@ -27,7 +27,7 @@ def plot_orders(
     not move to a neighbour. A video's frames are drawn at a slant, time running to the right.
 
     Args:
-        orders: a name for `scan_orders`, or paths.
+        orders: a name for `scan_orders`, what it returns, or paths.
         grid: the token grid, (H, W) or (F, H, W); for a name only.
         seed: that of ``random<k>``.
         figure: draw into this figure or subfigure; by default a new one.
@@ -46,10 +46,14 @@ def plot_orders(
 
     if isinstance(orders, str) == (grid is None):
         raise ValueError(f"grid={grid}: a grid goes with the name of an order, and with nothing else")
-    title, panels = "", [("", path) for path in orders if isinstance(path, GridPath)]
+    title, panels = "", []
     if isinstance(orders, str) and grid is not None:
-        plan = scan_orders(orders, grid, seed=seed)
         title = f"{orders} on {'x'.join(map(str, grid))} tokens"
+        orders = scan_orders(orders, grid, seed=seed)
+    if not isinstance(orders, ScanPlan):
+        panels = [("", path) for path in orders if isinstance(path, GridPath)]
+    else:
+        plan = orders
         ways = (" forward", " backward") if plan.bidirectional else ("",)
         panels = [
             (f"layer {i}{way}", path) for i in range(plan.period) for way, path in zip(ways, plan.layer(i), strict=True)

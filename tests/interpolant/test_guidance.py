@@ -183,3 +183,11 @@ def test_autoguidance_leads_away_from_the_weak_model():
     np.testing.assert_array_equal(autoguide(model, weak, 2.0, 1.0)(x, t), model(x, t, 2.0))
     with pytest.raises(ConfigError, match="guidance scale = inf"):
         autoguide(model, weak, 2.0, np.inf)
+
+
+def test_a_traced_scale():
+    """One program for all scales; at 0 and 1, too, what the number gives."""
+    guided = jax.jit(lambda scale, x, t: guide(model_fn, Y, NULL, scale)(x, t))
+    t = jnp.full(8, 0.4)
+    for scale in (0.0, 1.0, 2.5):
+        np.testing.assert_allclose(guided(scale, Z, t), guide(model_fn, Y, NULL, scale)(Z, t), atol=1e-6)

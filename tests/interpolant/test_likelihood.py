@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.interpolant.gaussian import MEAN, STD, exact_model
+from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant import Interpolant, bits_per_dim, likelihood, log_likelihood
 
 
@@ -61,3 +62,28 @@ def test_hutchinson_is_unbiased_and_sharpens_with_probes():
 def test_probes_below_one_are_refused():
     with pytest.raises(ValueError, match="probes = 0 must be at least 1"):
         log_likelihood(Interpolant(), model_fn, jnp.zeros((2, 3)), jax.random.key(0), probes=0)
+
+
+def test_the_exact_divergence_is_the_trace_of_the_jacobian():
+    """Of a field that mixes all elements: against a dense Jacobian, and whatever the key."""
+    A = jnp.array([[0.3, 0.8, 0.0], [0.1, -0.2, 0.5], [-0.4, 0.2, 0.1]])
+    ip, x = Interpolant(), jax.random.normal(jax.random.key(0), (4, 3))
+
+    def field(x, t):
+        return jnp.tanh(x @ A.T) * t[:, None]
+
+    def run(key, x):
+        return log_likelihood(ip, field, x, key, method="euler", steps=9, divergence="exact")
+
+    found = jax.jit(run)(jax.random.key(0), x)
+    np.testing.assert_array_equal(found, jax.jit(run)(jax.random.key(1), x))
+    z, total = x, jnp.zeros(4)
+    for t in np.linspace(1, 0, 9)[:-1]:
+        t_ = jnp.full(1, t)
+        jacobians = jax.vmap(lambda row, t_=t_: jax.jacfwd(lambda r: field(r[None], t_)[0])(row))(z)
+        total = total - jnp.trace(jacobians, axis1=1, axis2=2) / 8
+        z = z - field(z, jnp.full(4, t)) / 8
+    expected = -0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=1) + total
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(ConfigError, match="divergence = 'none' is not one of"):
+        log_likelihood(ip, field, x, jax.random.key(0), divergence="none")

@@ -176,6 +176,7 @@ def test_plot_draws_one_panel_for_each_path(name, grid, panels, tmp_path):
 def test_plot_takes_paths_and_refuses_what_it_cannot_draw(monkeypatch):
     pytest.importorskip("matplotlib")
     assert len(plot_orders([GridPath.zigzag((2, 3)), GridPath.raster((4, 4))]).axes) == 2
+    assert len(plot_orders(scan_orders("sweep2", (2, 3))).axes) == 2
     with pytest.raises(ValueError, match="grid=None"):
         plot_orders("zigzag8")
     with pytest.raises(ValueError, match="empty"):

@@ -23,7 +23,7 @@ def guide(
     model_fn: ConditionalModelFn,
     y: Any,
     null: Any,
-    scale: float | int,
+    scale: float | int | Float[Array, ""],
     interval: Sequence[float | int] = (0.0, 1.0),
     channels: int | None = None,
 ) -> ModelFn:
@@ -40,7 +40,7 @@ def guide(
         y: the condition, an array (b, ...) or a tree of such: labels, the tokens of texts, a `Text`.
         null: what stands for no condition, as it was in training, of y's structure and shapes or broadcast to them:
             the null class, `ZigMa.null_condition(y)`; the tokens of the empty caption.
-        scale: of guidance.
+        scale: of guidance; an array may be traced, is not checked, and always costs both predictions.
         interval: (lo, hi): samples with lo <= t <= hi are guided, data being at t = 1; for the others the model
             is the conditional one. While no sample of the batch is inside, the pass is one of b samples. The
             default guides always.
@@ -75,9 +75,10 @@ def guide(
             mixed = jnp.concatenate([mixed[..., :channels], given_y[..., channels:]], axis=-1)
         return _where(is_guided(t), mixed, given_y)
 
-    if scale == 1:
+    known = not isinstance(scale, jax.Array)
+    if known and scale == 1:
         return lambda x, t: model_fn(x, t, y)
-    if scale == 0 and channels is None:
+    if known and scale == 0 and channels is None:
         return lambda x, t: model_fn(x, t, jax.tree.map(lambda a, b: _where(is_guided(t), a, b), null, y))
     if always:
         return guided
@@ -116,9 +117,9 @@ def autoguide(
     return guided if scale != 1 else lambda x, t: model_fn(x, t, y)
 
 
-def check_guidance(scale: float | int, interval: Sequence[float | int]) -> None:
+def check_guidance(scale: float | int | Array, interval: Sequence[float | int]) -> None:
     """The rules of `guide`'s numbers; raises ConfigError."""
-    if not math.isfinite(scale) or abs(scale) > _LARGEST:
+    if not isinstance(scale, jax.Array) and (not math.isfinite(scale) or abs(scale) > _LARGEST):
         raise ConfigError(f"guidance scale = {scale!r} must be finite and at most {_LARGEST:,} in magnitude; 1 is none")
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise ConfigError(f"guidance interval = {tuple(interval)} must be (lo, hi) with 0 <= lo < hi <= 1")

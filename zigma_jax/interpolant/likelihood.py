@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant.draws import Keys, fold_in_each, per_sample_keys
-from zigma_jax.interpolant.objective import Floats, Interpolant, ModelFn, at_least_float32
+from zigma_jax.interpolant.objective import Floats, Interpolant, ModelFn, at_least_float32, check_choice
 from zigma_jax.interpolant.ode import integrate, ode_times
 
 
@@ -23,12 +23,14 @@ def log_likelihood(
     atol: float = 1e-6,
     rtol: float = 1e-3,
     probes: int = 1,
+    divergence: str = "hutchinson",
 ) -> Float[Array, "b"]:
     """Log density of data x under the model, in nats: log N(z; 0, 1) minus the divergence met on the way from
     z to x.
 
-    The divergence is Hutchinson's estimate p^T (dv/dx) p, averaged over `probes` vectors p of +-1 a sample,
-    which stay the same along the whole way. (The original draws new ones at every evaluation, and so gives
+    The divergence is Hutchinson's estimate p^T (dv/dx) p, averaged over `probes` vectors p of +-1 a sample, which stay
+    the same along the whole way; or "exact", the sum of the Jacobian's diagonal, which takes as many backward passes as
+    a sample has elements and no key. (The original draws new probes at every evaluation, and so gives
     the adaptive solver a field that is not a function of x and t.) x is taken to be at the data end of
     `ip.interval()`, 1 or 1 - eps.
 
@@ -36,21 +38,35 @@ def log_likelihood(
     one forward and `probes` backward passes of the model. key: one PRNG key, or one a sample (b,).
 
     Raises:
-        ConfigError: as `sample_ode`; probes below 1.
+        ConfigError: as `sample_ode`; probes below 1; an unknown divergence.
     """
+    check_choice("divergence", divergence, ("hutchinson", "exact"))
     if probes < 1:
         raise ConfigError(f"probes = {probes!r} must be at least 1")
     times = ode_times(method, ip.interval("sample"), steps)
     dtype = jnp.asarray(x).dtype
     x = at_least_float32("x", x)
-    probe_vectors = _probes(per_sample_keys(key, x.shape[0]), x, probes)
+    size = math.prod(x.shape[1:])
+    if divergence == "exact":
+        vectors, scale = jnp.arange(size), 1.0  # one unit vector after the other, made when it is its turn
+    else:
+        vectors, scale = _probes(per_sample_keys(key, x.shape[0]), x, probes), 1 / probes
     axes = tuple(range(1, x.ndim))
 
     def field(state, t):
         # By reverse mode: the kernels of a model define their own backward pass and no forward-mode one.
         velocity, vjp = jax.vjp(lambda x: ip.drift(model_fn, x.astype(dtype), t), state[0])
-        estimates = jax.lax.map(lambda p: jnp.sum(p * vjp(p)[0], axis=axes), probe_vectors)
-        return velocity, jnp.mean(estimates, axis=0)
+
+        def add(total, p):
+            p = (
+                jnp.broadcast_to(jax.nn.one_hot(p, size, dtype=x.dtype).reshape(x.shape[1:]), x.shape)
+                if p.ndim == 0
+                else p
+            )
+            return total + jnp.sum(p * vjp(p)[0], axis=axes), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros_like(state[1]), vectors)
+        return velocity, scale * total
 
     start = (x, jnp.zeros(x.shape[0], x.dtype))
     z, minus_divergence = integrate(field, start, times[::-1], method=method, atol=atol, rtol=rtol)
