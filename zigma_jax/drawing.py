@@ -30,7 +30,7 @@ from zigma_jax.training.prompts import (
     read_prompts,
 )
 from zigma_jax.training.sampling import Encoder, Sampler, choose_labels, make_encoder, make_sampler
-from zigma_jax.training.sharding import replicated
+from zigma_jax.training.sharding import put, replicated
 from zigma_jax.training.state import Params
 from zigma_jax.training.weights import is_workdir, load_weights, load_workdir, params_of
 
@@ -83,7 +83,7 @@ class Drawing:
 
     def params(self) -> Params:
         """The model's parameters on every device."""
-        return jax.device_put(params_of(self.model), replicated(self.decoder.mesh))
+        return put(params_of(self.model), replicated(self.decoder.mesh))
 
     def settings(self) -> dict[str, Any]:
         """All that a sample depends on but its number, in plain values."""

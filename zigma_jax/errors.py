@@ -27,3 +27,7 @@ class MissingPackageError(UserError, ImportError):
 
 class DivergedError(UserError, FloatingPointError):
     """Numbers are no longer finite: a training run, or samples; the message says where, and what helps."""
+
+
+class ProcessesError(UserError, RuntimeError):
+    """Processes of one run do not come together, or one of them is missing; the message says which and where."""

@@ -23,11 +23,11 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
+from zigma_jax import processes
 from zigma_jax.data.config import DataConfig, LatentConfig
 from zigma_jax.data.pictures.sets import Pictures, Size, of_dataset, of_files
 from zigma_jax.data.pipeline import open_source
@@ -35,10 +35,12 @@ from zigma_jax.data.sources import Source
 from zigma_jax.drawing import DEFINE_drawing, Drawing
 from zigma_jax.errors import ConfigError
 from zigma_jax.files import write_atomically
-from zigma_jax.metrics import Features, load_features
+from zigma_jax.metrics import Features
+from zigma_jax.metrics.reference_file import known_features
 from zigma_jax.networks import Extractor, load_network
 from zigma_jax.networks.clip import Clip, load_clip
-from zigma_jax.programs import exit_with_errors, parse_flags
+from zigma_jax.processes import primary_first
+from zigma_jax.programs import DEFINE_processes, exit_with_errors, parse_flags, set_cpu_devices
 from zigma_jax.training import adherence, clip_evaluation
 from zigma_jax.training.config import EvalConfig, RunConfig
 from zigma_jax.training.decoding import Decoder, latent_shape, open_autoencoder
@@ -89,6 +91,7 @@ _ADHERENCE = flags.DEFINE_bool("adherence", False, "Measure instead whether samp
 _SIZE = flags.DEFINE_integer("image_size", None, "Crop and resize the pictures of the source to it.", lower_bound=1)
 
 _LOAD = DEFINE_drawing()
+_JOIN = DEFINE_processes()
 
 RECONSTRUCTED = "autoencoder"  # the column of its reconstructions of the data set
 SHOWN, SHOWN_CLIPS = 100, 36  # pictures or clips in a grid
@@ -99,6 +102,8 @@ def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _SOURCE.value is None:
             raise ConfigError("--source is missing; for example --source=runs/quickstart")
+        set_cpu_devices()
+        _JOIN()
         (measure_adherence if _ADHERENCE.value else evaluate)(Path(_SOURCE.value))
 
 
@@ -118,13 +123,13 @@ def evaluate(source: Path) -> None:
     extractor = _load_network(defaults, of_clips)
     elsewhere = bool(_DATASET.value or _FOLDER.value or _SPLIT.value)
     path = _REFERENCE.value or (None if elsewhere else defaults.reference)
-    known = load_features(path, extractor) if path and Path(path).exists() else None
+    known = known_features(path, extractor) if path else None
     # A file of another program does not say what it is of: it is taken as it is.
     foreign = known is not None and not known.fingerprint
     if foreign and elsewhere:
         raise ConfigError(f"--reference={path} does not say what it is of: give it, or a data set, but not both")
     data = None if foreign else _data_config(config, size)
-    dataset = open_source(data) if data else None
+    dataset = primary_first(lambda: open_source(data)) if data else None
     limit = clip_evaluation.CLIPS if of_clips else None
     originals = of_dataset(data, dataset.info, limit) if data and dataset else None
     against = originals or known
@@ -182,7 +187,7 @@ def evaluate(source: Path) -> None:
             tables[name] |= more[0][name] | more[1][name]
 
     # ---- what came out
-    if jax.process_index() > 0:
+    if processes.index() > 0:
         return
     results = {name: {"count": s.count, **s.about, "metrics": tables[name]} for name, s in sets.items()}
     if decoder and decoder.autoencoder:
@@ -239,7 +244,7 @@ def measure_adherence(source: Path) -> None:
         shares[scale] = reader.shares(images, wanted)
         shown.append(images[:SHOWN_AT_SCALE])
     rows = adherence.table(reader, shares, wanted)
-    if jax.process_index() > 0:
+    if processes.index() > 0:
         return
     about = {"count": count, **drawing.about, **words, "probe": dict(reader.about), "attributes": rows}
     write_atomically(output / "evaluation.json", json.dumps({"adherence": about}, indent=1).encode())

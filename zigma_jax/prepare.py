@@ -9,7 +9,6 @@ trains on text (docs/data.md).
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 
@@ -19,9 +18,18 @@ from zigma_jax.data.encoded_text import TextSet
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.errors import ConfigError, DataError
-from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
+from zigma_jax.processes import from_primary
+from zigma_jax.programs import (
+    DEFINE_config,
+    DEFINE_processes,
+    exit_with_errors,
+    load_config,
+    parse_flags,
+    set_cpu_devices,
+)
 from zigma_jax.training.conditions import open_conditions, open_encoder
 from zigma_jax.training.config import RunConfig
+from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.preview import make_grid, save_png
 from zigma_jax.training.samples import open_samples
 
@@ -34,22 +42,23 @@ _FOLDER = flags.DEFINE_string("folder", None, "The directory for --name=folder, 
 _SHARDS = flags.DEFINE_string("shards", None, "The tars, for --name=webdataset: a directory, glob or range.")
 _PREVIEW = flags.DEFINE_string("preview", "preview.png", "The file for the sheet of pictures; empty for none.")
 _PIXELS = flags.DEFINE_integer("preview_pixels", 64, "Pixels a side of each picture in the sheet.", lower_bound=1)
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes by jax.distributed.initialize().")
+_JOIN = DEFINE_processes()
 
 
 def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _CONFIG.value is None:
-            describe(DataConfig(name=_NAME.value, data_dir=_DATA_DIR.value, folder=_FOLDER.value, shards=_SHARDS.value))
+            _JOIN()
+            data = DataConfig(name=_NAME.value, data_dir=_DATA_DIR.value, folder=_FOLDER.value, shards=_SHARDS.value)
+            from_primary(lambda: describe(data))
             return
         for name in ("name", "data_dir", "folder", "shards"):
             if not flags.FLAGS[name].using_default_value:
                 raise ConfigError(f"--{name} is given beside --config: say --config.data.{name} instead")
         config = load_config(_CONFIG.value)
         set_cpu_devices(config.train.cpu_devices)
-        if _DISTRIBUTED.value:
-            jax.distributed.initialize()
-        describe(config.data)
+        _JOIN(config=to_dict(config))
+        from_primary(lambda: describe(config.data))
         records = sources.open_source(config.data)
         encoder = open_encoder(config, records)
         if config.latent.autoencoder:

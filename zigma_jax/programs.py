@@ -7,13 +7,16 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from zigma_jax import processes
 from zigma_jax.errors import ConfigError, UserError
 from zigma_jax.models.families import import_family
 from zigma_jax.training.config import RunConfig, SampleConfig
@@ -33,10 +36,63 @@ def load_config(value: Any) -> RunConfig:
     return from_dict(value)
 
 
-def set_cpu_devices(count: int) -> None:
-    """Makes `count` devices of the CPU, unless the environment already says how many."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+def set_cpu_devices(count: int = 1) -> None:
+    """Makes `count` devices of the CPU, unless the environment says how many, and lets them wait for each other.
+
+    A device that has come to an exchange with the others waits in a thread of its own. XLA has as many threads as there
+    are cores, and ends the program when one has waited for 40 s: several devices a core need more of both.
+    """
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    if given := re.search(r"xla_force_host_platform_device_count=(\d+)", xla_flags):
+        count = int(given[1])
+    else:
         jax.config.update("jax_num_cpu_devices", count)
+    if count > 1:
+        os.environ.setdefault("NPROC", str(max(2 * count, os.cpu_count() or 1)))
+        limits = {"warn_stuck": 120, "terminate": 1200}
+        flags = {f"--xla_cpu_collective_call_{name}_timeout_seconds": seconds for name, seconds in limits.items()}
+        missing = [f"{flag}={seconds}" for flag, seconds in flags.items() if flag not in xla_flags]
+        os.environ["XLA_FLAGS"] = " ".join([xla_flags, *missing]).strip()
+
+
+def keep_compiled(directory: Path) -> None:
+    """Keeps what XLA compiles, so that the next start need not; no effect where JAX is told another place already."""
+    if jax.config.jax_compilation_cache_dir is None:
+        # Kernels are known by what they compute, so that the next process finds them under the same key.
+        jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def DEFINE_processes():  # noqa: N802
+    """The flags that say which process of several this is. Returns a function that joins the others, if there are any.
+
+    It is called before anything is asked of the devices, with what all have to have in common, JSON by name, beside
+    their flags. Raises as `processes.join` and `processes.check_alike`.
+    """
+    distributed = flags.DEFINE_bool(
+        "distributed", False, "Join the other processes of the run, as SLURM, Open MPI, a TPU pod or GKE names them."
+    )
+    coordinator = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing else says it.")
+    count = flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
+    index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+    limit = flags.DEFINE_integer("start_limit", processes.START, "Seconds to wait for the others.", lower_bound=1)
+    own = {"process_id", "coordinator", "start_limit"}
+
+    def join(**about: Any) -> None:
+        by_hand = (coordinator.value, count.value, index.value)
+        if any(value is not None for value in by_hand) and None in by_hand:
+            raise ConfigError("--coordinator, --processes and --process_id: give all three, or none with --distributed")
+        if count.value is not None and index.value is not None and index.value >= count.value:
+            raise ConfigError(f"--process_id={index.value}: must be below --processes={count.value}")
+        if distributed.value or coordinator.value:
+            processes.join(coordinator.value, count.value, index.value, limit.value)
+            names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])]
+            given = {f"--{name}": flags.FLAGS[name].value for name in {*names} - own if name != "config"}
+            processes.check_alike(given | about)
+            if processes.index() > 0:  # what a program prints, it prints once
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  to the program's end
+
+    return join
 
 
 def DEFINE_sample():  # noqa: N802
@@ -128,7 +184,25 @@ def exit_with_errors(argv: Sequence[str]) -> Iterator[None]:
         if not isinstance(error, UserError) and error.filename is None:
             raise
         logging.vlog(1, "traceback", exc_info=True)
+        _end_all(f"error: {error}", 1)
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("SIGINT: stopped; what was finished before is kept", file=sys.stderr)
+        message = "SIGINT: stopped; what was finished before is kept"
+        _end_all(message, 128 + signal.SIGINT)
+        print(message, file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        _end_all("".join(traceback.format_exception(error)), 1)
+        raise
+
+
+def _end_all(message: str, code: int) -> None:
+    """Of several processes, ends this one at once with its message, and the others with it; nothing for a single one.
+
+    Python's own end would wait for the others, who wait for this one.
+    """
+    if processes.count() > 1:
+        print(message, file=sys.stderr, flush=True)
+        processes.fail(message.strip().splitlines()[-1])
+        sys.stdout.flush()
+        os._exit(code)

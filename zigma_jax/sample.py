@@ -24,15 +24,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
+from jax.sharding import Mesh
 from tqdm import tqdm
 
+from zigma_jax import processes
 from zigma_jax.data.pictures.sets import read_pictures
 from zigma_jax.drawing import DEFINE_drawing, Drawing
 from zigma_jax.errors import ConfigError
-from zigma_jax.programs import exit_with_errors, parse_flags
+from zigma_jax.programs import DEFINE_processes, exit_with_errors, parse_flags, set_cpu_devices
 from zigma_jax.training.prompts import Conditions
 from zigma_jax.training.sample_directory import SampleDirectory, check_directory
 from zigma_jax.training.sampling import Condition, batches, choose_labels, on_host
@@ -52,6 +53,7 @@ _ENCODE = flags.DEFINE_string(
     "encode", None, "Pictures to turn into noise: a directory of them, or an .npz with `samples`."
 )
 _LOAD = DEFINE_drawing()
+_JOIN = DEFINE_processes()
 
 Work = Callable[[np.ndarray, int, Condition], tuple[np.ndarray | None, dict[str, np.ndarray]]]
 
@@ -60,6 +62,8 @@ def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _SOURCE.value is None:
             raise ConfigError("--source is missing; for example --source=runs/quickstart")
+        set_cpu_devices()
+        _JOIN()
         sample(Path(_SOURCE.value))
 
 
@@ -97,14 +101,14 @@ def sample(source: Path) -> None:
             print(f"{output}: holds these {num} samples already")
             return
         work = _drawing(drawing) if images is None else _encoding(drawing, images)
-        if _fill(directory, work, drawing.conditions(labels), drawing.sample.method):
+        if _fill(directory, work, drawing.conditions(labels), drawing.sample.method, decoder.mesh):
             everyone = np.arange(num)
             directory.finish(choose_labels(drawing.model.cfg, everyone, labels), _words(drawing, everyone))
     words = "noise of pictures" if images is not None else "pictures, their grid.png and samples.npz"
     print(f"{num} samples in {output}: {words}")
 
 
-def _fill(directory: SampleDirectory, work: Work, conditions: Conditions, name: str) -> bool:
+def _fill(directory: SampleDirectory, work: Work, conditions: Conditions, name: str, mesh: Mesh) -> bool:
     """Draws and writes what is not there yet, and returns True once all is.
 
     The first signal to stop ends the program after the batch at hand.
@@ -117,14 +121,15 @@ def _fill(directory: SampleDirectory, work: Work, conditions: Conditions, name: 
         unit="sample",
         desc=name,
         mininterval=interval,
-        disable=jax.process_index() > 0,
+        disable=processes.index() > 0,
     )
     with Stops(exit_at_second=True) as stops, bar:
+        stops.on(mesh)
         for numbers, count in batches(directory.num, size, directory.count):
             pictures, arrays = work(numbers, count, conditions(numbers))
             directory.add(pictures, **arrays)
             bar.update(count)
-            if stops.received is not None and directory.count < directory.num:
+            if stops.agreed() and directory.count < directory.num:
                 break
         else:
             return True

@@ -7,6 +7,7 @@ The same command again goes on from the last checkpoint. What a run leaves in it
     metrics.cut.jsonl    lines of steps that had to be done again: what came after the checkpoint that it went on from
     previews/            grids of samples from fixed noise, NNNNNNN.png by step, newest also as latest.png; of clips
                          .webp, which plays
+    compiled/            programs that XLA has compiled, for the next start
     checkpoints/         see zigma_jax/training/checkpoint.py
     evaluations.json     if the configuration asks for evaluations: their numbers, and which step was the best
 
@@ -17,9 +18,11 @@ Exit codes: 0 done; 1 an error, named on the last line; after a signal 128 + its
 """
 
 import contextlib
+import math
 import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +30,55 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from zigma_jax import processes
 from zigma_jax.data.pipeline import Batch, make_dataset, open_source
 from zigma_jax.errors import DivergedError
 from zigma_jax.models.parameter_table import parameter_table
-from zigma_jax.programs import DEFINE_config, exit_with_errors, load_config, parse_flags, set_cpu_devices
+from zigma_jax.models.sequence import check_tokens
+from zigma_jax.processes import from_primary, primary_first
+from zigma_jax.programs import (
+    DEFINE_config,
+    DEFINE_processes,
+    exit_with_errors,
+    keep_compiled,
+    load_config,
+    parse_flags,
+    set_cpu_devices,
+)
 from zigma_jax.training.checkpoint import Checkpointer
 from zigma_jax.training.conditions import open_conditions, open_encoder
 from zigma_jax.training.config import RunConfig
+from zigma_jax.training.costs import CompileTime, peak_flops, peak_memory, training_flops
 from zigma_jax.training.decoding import Decoder
+from zigma_jax.training.dry_run import dry_run
 from zigma_jax.training.evaluation import ScheduledEvaluation
 from zigma_jax.training.logging import MetricLogger
 from zigma_jax.training.parse_config import to_dict
 from zigma_jax.training.preview import animation, make_grid, save_animation, save_png
-from zigma_jax.training.processes import from_primary
 from zigma_jax.training.prompts import Prompts, preview_conditions
 from zigma_jax.training.samples import inputs, open_samples
 from zigma_jax.training.sampling import make_sampler
-from zigma_jax.training.sharding import batch_sharding, check_batch, make_mesh
+from zigma_jax.training.sharding import (
+    batch_sharding,
+    check_batch,
+    from_rows,
+    make_mesh,
+    replicated,
+    rows_of_process,
+)
 from zigma_jax.training.state import make_optimizer, make_state
 from zigma_jax.training.step import make_train_step
 from zigma_jax.training.stops import Interrupted, Stops
+from zigma_jax.training.trace import Trace
 from zigma_jax.training.workdir import check_same_run, owned, write_config
 
 _CONFIG = DEFINE_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/<name of the config>.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes by jax.distributed.initialize().")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile the training step, say what it takes, and stop.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "With --dry_run: of devices that are not here, as v5e-8, v5e:2x4 or FILE.txtpb:8."
+)
+_JOIN = DEFINE_processes()
 
 
 def train(config: RunConfig, workdir: Path, stops: Stops | None = None) -> bool:
@@ -67,7 +94,7 @@ def train(config: RunConfig, workdir: Path, stops: Stops | None = None) -> bool:
         with run.open_checkpoints():
             run.restore()
             if run.step > config.train.steps:
-                _print(f"{workdir} is at step {run.step} already, beyond train.steps = {config.train.steps}")
+                print(f"{workdir} is at step {run.step} already, beyond train.steps = {config.train.steps}")
                 return True
             with run.open_log(), contextlib.closing(run.data), stops:
                 return run.train()
@@ -86,10 +113,12 @@ class Run:
     def __init__(self, config: RunConfig, workdir: Path, stops: Stops):
         cfg = config.train
         self.workdir, self.stops = workdir, stops
-        self.mesh = make_mesh(cfg.fsdp)
+        self.mesh = make_mesh(cfg.fsdp, seq=cfg.seq)
+        check_tokens(config.model, cfg.seq)
         check_batch(cfg.batch_size, cfg.accumulate, self.mesh)
         stops.on(self.mesh)
-        records = open_source(config.data)
+        self.rows = rows_of_process(batch_sharding(self.mesh), cfg.batch_size)
+        records = primary_first(lambda: open_source(config.data))
         encoder = open_encoder(config, records)
         source, config = open_samples(config, records)
         given, self.config = open_conditions(config, records, encoder)
@@ -98,8 +127,7 @@ class Run:
             config.data,
             global_batch=cfg.batch_size,
             seed=cfg.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=self.rows.tolist(),
             num_classes=config.model.num_classes,
             encoded=source.encoded,
             text=given.texts,
@@ -112,6 +140,7 @@ class Run:
         self.train_step = make_train_step(
             graphdef, optimizer, config, self.mesh, self.abstract_state, source.samples, given.conditions
         )
+        self.text_tokens = 0 if given.texts is None else given.texts.length
         self.shown = preview_conditions(config, given.encoder)
         null = self.shown.null if isinstance(self.shown, Prompts) else None
         self._sampler = make_sampler(graphdef, config.interpolant, config.sample, self.mesh, cfg.seed, null)
@@ -119,6 +148,9 @@ class Run:
         self.evaluation = None
         if config.eval.every:
             self.evaluation = ScheduledEvaluation(config, workdir, self.draw, self.decoder, given.encoder)
+        self.losses: list[Any] = []  # of the steps since the last log point
+        self.compile_time = CompileTime()
+        self._everywhere = jax.jit(lambda x: x, out_shardings=replicated(self.mesh))
         self.waited, self.logged = 0.0, time.perf_counter()  # for data since the last log point, and when that was
 
     def open_checkpoints(self) -> Checkpointer:
@@ -134,6 +166,7 @@ class Run:
             changed = check_same_run(self.config, self.checkpoints.read_extra()["config"], self.workdir)
             self.state, extra, self.step = self.checkpoints.restore(self.abstract_state)
             self.data.set_state(extra["data"])
+            self.losses = list(extra.get("losses", ()))
         else:
             self.state, self.step = self.init_state(), 0
         if self.evaluation is not None:
@@ -150,6 +183,7 @@ class Run:
             cfg.train.batch_size,
             self.step,
             cfg.log.every,
+            self._rates(),
             wandb={"project": cfg.log.wandb_project} if cfg.log.wandb_project else None,
             config=to_dict(cfg),
         )
@@ -168,14 +202,18 @@ class Run:
     def train(self) -> bool:
         """The loop: while the device runs step N, the host prepares N + 1 and looks at N − 1."""
         cfg, last = self.config, self.config.train.steps
+        trace = Trace(self.workdir / "tensorboard", cfg.log.profile_steps)
         previous: dict[str, Any] | None = None
         self._evaluate()  # if the run was killed while it did
         while self.step < last and not self.stops.agreed():
             batch = self._next_batch()
+            trace.before(self.step + 1)
             self.state, metrics = self.train_step(self.state, self._to_devices(batch))
             self.step += 1
-            if self.step % cfg.log.every == 0:
-                metrics |= self._about_input(batch)
+            trace.after(self.step, metrics)
+            self.losses.append(metrics["loss"])
+            if self.logger.is_point(self.step):
+                metrics |= self._about_input(batch) | self._about_interval()
             self.logger.log(self.step, metrics)
             self._check_skipped(previous, self.step - 1)
             previous = metrics
@@ -186,6 +224,7 @@ class Run:
             if cfg.log.preview_every and (self._due(cfg.log.preview_every) or self.step == last):
                 self._preview()
         self._check_skipped(previous, self.step)
+        trace.close()
         self._save()
         self.checkpoints.wait()
         if self.step < last and self.stops.received is not None:
@@ -205,14 +244,35 @@ class Run:
 
     def _to_devices(self, batch: Batch) -> dict[str, jax.Array]:
         """What the step needs of this process's share of the batch, as global arrays."""
-        sharding, wanted = batch_sharding(self.mesh), inputs(batch, bool(self.config.model.num_classes))
-        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in wanted.items()}
+        wanted = inputs(batch, bool(self.config.model.num_classes))
+        return from_rows(self.rows, wanted, self.config.train.batch_size, batch_sharding(self.mesh))
 
-    def _about_input(self, batch: Batch) -> dict[str, float]:
+    def _about_input(self, batch: Batch) -> dict[str, Any]:
         now = time.perf_counter()
         share, self.waited, self.logged = self.waited / (now - self.logged), 0.0, now
-        samples = zlib.crc32(batch["index"].tobytes())  # which they are: to compare runs
-        return {"input_wait": share, "bad_samples": self.dataset.reads.bad, "batch_crc32": samples}
+        size, sharding = self.config.train.batch_size, batch_sharding(self.mesh)
+        samples = self._everywhere(from_rows(self.rows, batch["index"], size, sharding))  # those of all processes
+        crc32 = partial(_crc32, samples)  # which they are, to compare runs; read when the log point is written
+        return {"input_wait": share, "bad_samples": self.dataset.reads.bad, "batch_crc32": crc32}
+
+    # ---- what the run says of itself
+
+    def _about_interval(self) -> dict[str, Any]:
+        """Of the steps since the last log point. What is on the devices is read when the log point is written."""
+        losses, self.losses = self.losses, []
+        memory = peak_memory()
+        about = {} if memory is None else {"device_memory_peak": memory}
+        return about | {"loss": partial(_mean, losses), "compile_seconds": self.compile_time()}
+
+    def _rates(self) -> dict[str, float]:
+        """What is logged in proportion to the pictures a second: tokens, operations, and the share of what there is."""
+        model, devices = self.config.model, self.mesh.devices.flat
+        if not hasattr(model, "num_tokens"):
+            return {}
+        flops = training_flops(model, self.abstract_state.params, self.text_tokens)
+        peak = peak_flops(devices[0].device_kind)
+        rates = {"tokens_per_sec": float(model.num_tokens), "flops_per_sec": flops}
+        return rates if peak is None else rates | {"mfu": flops / (peak * self.mesh.size)}
 
     # ---- and out: samples of the averaged weights
 
@@ -239,13 +299,13 @@ class Run:
             pictures, places = self.decoder(samples), [self.workdir / "previews" / f"{self.step:07d}"]
             places.append(self.workdir / "previews" / "latest")
             if pictures.ndim == 5:
-                if jax.process_index() == 0:
+                if processes.index() == 0:
                     for place in places:
                         save_animation(place.with_suffix(".webp"), pictures)
                     self.logger.clip(self.step, "samples", animation(pictures, ".gif"))
                 return
             grid = make_grid(pictures, captions=captions)
-            if jax.process_index() == 0:
+            if processes.index() == 0:
                 for place in places:
                     save_png(place.with_suffix(".png"), grid)
             self.logger.image(self.step, "samples", grid)
@@ -258,7 +318,11 @@ class Run:
     def _save(self) -> None:
         """Starts writing a checkpoint; metrics up to its step are on disk before it can be there."""
         self.logger.sync()
-        self.checkpoints.save(self.step, self.state, {"config": to_dict(self.config), "data": self.data.get_state()})
+        losses = [
+            float(loss) for loss in jax.device_get(self.losses)
+        ]  # so that the next mean is what it would have been
+        extra = {"config": to_dict(self.config), "data": self.data.get_state(), "losses": losses}
+        self.checkpoints.save(self.step, self.state, extra)
 
     def _check_skipped(self, metrics: dict[str, Any] | None, step: int) -> None:
         """Stops a run that no longer learns; reads numbers of a step that is done, or about to be."""
@@ -276,10 +340,12 @@ def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         config = load_config(_CONFIG.value)
         set_cpu_devices(config.train.cpu_devices)
-        if _DISTRIBUTED.value:
-            jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-            jax.distributed.initialize()
+        _JOIN(config=to_dict(config))
+        if _DRY_RUN.value or _TOPOLOGY.value:
+            dry_run(config, _TOPOLOGY.value)
+            return
         workdir = Path(_WORKDIR.value or Path("runs") / _config_name())
+        keep_compiled(workdir / "compiled")
         finished = train(config, workdir, stops)
     if not finished and stops.received is not None:
         sys.exit(128 + stops.received)
@@ -290,9 +356,15 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _print(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text)
+def _mean(losses: list[Any]) -> float:
+    """Of the losses that are finite: a step with another one had no effect."""
+    values = np.array(jax.device_get(losses), np.float64)
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
+
+
+def _crc32(indices: jax.Array) -> int:
+    return zlib.crc32(np.asarray(jax.device_get(indices), np.int32).tobytes())
 
 
 def _config_name() -> str:

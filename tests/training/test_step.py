@@ -58,7 +58,7 @@ def on_one_device():
 @pytest.mark.parametrize(("fsdp", "accumulate"), [pytest.param(1, 1, marks=pytest.mark.slow), (8, 1), (2, 2)])
 def test_eight_devices_compute_what_one_does(on_one_device, monkeypatch, fsdp, accumulate):
     """Data, fully sharded, and mixed in parts: the same losses within float32 summation error."""
-    monkeypatch.setattr("zigma_jax.training.sharding.SMALLEST_DIVIDED", 64)
+    monkeypatch.setattr("zigma_jax.models.placement.SMALLEST_DIVIDED", 64)
     train = dataclasses.replace(CONFIG.train, fsdp=fsdp, accumulate=accumulate)
     losses, norms, _ = run(dataclasses.replace(CONFIG, train=train), devices=8)
     np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from zigma_jax.data.config import DataConfig
-from zigma_jax.data.pictures.pixels import to_uint8
 from zigma_jax.errors import ConfigError
 from zigma_jax.files import write_atomically
 
@@ -58,7 +57,7 @@ def load_pictures(config: DataConfig, held_out: str, cache: Path) -> Pictures:
 def _read(config: DataConfig) -> UInt8[np.ndarray, "n h w 3"]:
     from zigma_jax.data.pipeline import one_pass  # with it come grain and tensorflow-datasets
 
-    return np.concatenate([to_uint8(batch["image"]) for batch in one_pass(config, batch_size=256)])
+    return np.concatenate([batch["image"] for batch in one_pass(config, batch_size=256)])
 
 
 def training_batches(

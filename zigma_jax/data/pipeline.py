@@ -21,7 +21,7 @@ from zigma_jax.data.clips.window import Window, fraction
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.latent_sets import EncodedSet
 from zigma_jax.data.pictures.decode import decode
-from zigma_jax.data.pictures.pixels import center_crop, to_float
+from zigma_jax.data.pictures.pixels import center_crop
 from zigma_jax.data.reads import BadDataError, Reads
 from zigma_jax.data.source import check_kind
 from zigma_jax.data.sources import Source, SourceInfo, open_source
@@ -29,8 +29,10 @@ from zigma_jax.data.workers import live_with_parent, start_deaf
 from zigma_jax.errors import ConfigError, DataError, MissingPackageError
 
 Batch = dict[str, np.ndarray]
-"""`image` float32 (b, h, w, 3) in [-1, 1], or `video` uint8 (b, f, h, w, 3), or of an encoded set `mean` and, if its
-network has one, `std`, float16 (b, [f,] h, w, c), in the network's units; `index` int32 (b,), the record's place in the
+"""`image` uint8 (b, h, w, 3) and, if pictures are mirrored at random, `flip` bool (b,), whether one is to be: the
+devices mirror, and make floats of bytes (`zigma_jax.training.samples.pictures`). Or `video` uint8 (b, f, h, w, 3). Or,
+of an encoded set, `mean` and, if its network has one, `std`, float16 (b, [f,] h, w, c), in the network's units. `index`
+int32 (b,), the record's place in the
 data set; `label` int32 (b,) if the set has classes. With text, of one caption a picture: `tokens` float16 (b, m, width)
 or `token_ids` int32 (b, m), and `token_mask` bool (b, m) if the encoder has one; see `TextSet` and
 `TokenizedCaptions`."""
@@ -60,22 +62,23 @@ class Examples(Protocol):
 
 
 class Pictures:
-    """Pictures of a source, cropped to `size`."""
+    """Pictures of a source, cropped to `size`; `flips`: some may be mirrored."""
 
-    def __init__(self, source: Source, size: tuple[int, int]):
-        self.source, self.size, self.info = source, size, source.info
+    def __init__(self, source: Source, size: tuple[int, int], flips: bool = False):
+        self.source, self.size, self.flips, self.info = source, size, flips, source.info
 
-    def read(self, index: int, flip: bool, draw: int) -> tuple[Any, np.ndarray]:
-        """The record and its pixels."""
+    def read(self, index: int, flip: bool, draw: int) -> tuple[Any, np.ndarray, bool]:
+        """The record, its pixels as they are, and whether to mirror them."""
         record = self.source[index]
-        pixels = center_crop(decode(self.source.picture(record)), self.size)
-        return record, pixels[:, ::-1] if flip else pixels
+        return record, center_crop(decode(self.source.picture(record)), self.size), flip
 
-    def batch(self, examples: list[tuple[Any, np.ndarray]]) -> Batch:
-        """`image`, and `label` if there are classes."""
-        batch: Batch = {"image": to_float(np.stack([pixels for _, pixels in examples]))}
+    def batch(self, examples: list[tuple[Any, np.ndarray, bool]]) -> Batch:
+        """`image`, `flip` if there may be mirrored ones, and `label` if there are classes."""
+        batch: Batch = {"image": np.stack([pixels for _, pixels, _ in examples])}
+        if self.flips:
+            batch["flip"] = np.array([flip for *_, flip in examples], bool)
         if self.info.num_classes:
-            batch["label"] = np.array([self.source.label(record) for record, _ in examples], np.int32)
+            batch["label"] = np.array([self.source.label(record) for record, *_ in examples], np.int32)
         return batch
 
 
@@ -104,7 +107,7 @@ def examples_of(source: Source, config: DataConfig) -> "Examples":
     check_kind(source.info, config.frames)
     if config.window is not None:
         return Clips(source, config.size, config.window)
-    return Pictures(source, config.size)
+    return Pictures(source, config.size, config.flip)
 
 
 class _Reader:
@@ -167,9 +170,9 @@ def _permutation(length: int, seed: int, epoch: int) -> Any:
 class _Steps:
     """The batches of one process by step, for grain: item k = (batch, failures)."""
 
-    def __init__(self, reader: _Reader, flip: bool, seed: int, global_batch: int, first: int, count: int):
+    def __init__(self, reader: _Reader, flip: bool, seed: int, global_batch: int, rows: Sequence[int]):
         self.reader, self.flip, self.seed = reader, flip, seed
-        self.global_batch, self.first, self.count = global_batch, first, count
+        self.global_batch, self.rows = global_batch, [int(row) for row in rows]
 
     def __len__(self) -> int:
         return sys.maxsize // self.global_batch
@@ -180,13 +183,12 @@ class _Steps:
         return int(_permutation(self.reader.examples.info.length, self.seed, epoch)[place])
 
     def __getitem__(self, index: int) -> tuple[Batch, list[tuple[int, str]]]:
-        mine = range(self.first, self.first + self.count)
         start = index * self.global_batch
         coins = (_draw(self.seed, _FLIP, index, self.global_batch) % 2).tolist()
         return self.reader.batch(
-            [self.order(start + i) for i in mine],
-            [self.flip and coins[i] == 1 for i in mine],
-            [start + i for i in mine],
+            [self.order(start + i) for i in self.rows],
+            [self.flip and coins[i] == 1 for i in self.rows],
+            [start + i for i in self.rows],
         )
 
 
@@ -261,6 +263,7 @@ class ImageDataset:
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
+        rows: Sequence[int] | None = None,
         encoded: EncodedSet | None = None,
         text: Texts | None = None,
     ):
@@ -284,8 +287,9 @@ class ImageDataset:
             "order": _ORDER_VERSION,
         }
         count = global_batch // process_count
+        rows = range(process_index * count, (process_index + 1) * count) if rows is None else rows
         reader = _Reader(examples_of(source, config) if encoded is None else encoded, seed, text)
-        self._steps = _Steps(reader, config.flip, seed, global_batch, process_index * count, count)
+        self._steps = _Steps(reader, config.flip, seed, global_batch, rows)
         _warn_if_enlarged(source, config.size)
 
     def __len__(self) -> int:
@@ -311,6 +315,7 @@ def make_dataset(
     seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_classes: int = 0,
     encoded: EncodedSet | None = None,
     text: Texts | None = None,
@@ -319,7 +324,8 @@ def make_dataset(
 
     `global_batch`: pictures a step over all processes; process p of P gets rows [p/P, (p+1)/P) of each
     global batch. Epochs follow each other without a gap: a batch may end one and begin the next, and every
-    record is seen once in each.
+    record is seen once in each. `rows`: this process gets these rows of each global batch instead; several may have
+    the same ones.
     `num_classes`: the model's; if positive, a data set with more classes or with none is refused.
     `encoded`: the set's encodings (`encoded_set`), which the batches then hold in place of pictures.
     `text`: the set's captions (`text_set` or `TokenizedCaptions`), of which the batches then hold one a picture, drawn
@@ -340,6 +346,7 @@ def make_dataset(
         seed=seed,
         process_index=process_index,
         process_count=process_count,
+        rows=rows,
         encoded=encoded,
         text=text,
     )

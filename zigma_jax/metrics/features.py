@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -11,12 +11,25 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
+from zigma_jax import processes
 from zigma_jax.errors import DataError
 from zigma_jax.metrics.accumulate import Moments, Sample
 from zigma_jax.metrics.frechet import Gaussian
 
 GAUSSIAN = ("pool", "spatial")  # outputs of a network whose mean and covariance are wanted
 KEPT = ("pool", "logits")  # outputs whose every row is wanted
+
+
+class Share(NamedTuple):
+    """Of a batch of `total` pictures those of this process: numbers p, p + P, …, of process p of P."""
+
+    total: int
+    images: UInt8[np.ndarray, "_b h w 3"] | UInt8[Array, "_b h w 3"]
+
+    @classmethod
+    def of(cls, images: Any) -> "Share":
+        """Of a batch that every process has."""
+        return cls(len(images), images[processes.index() :: processes.count()])
 
 
 @runtime_checkable
@@ -62,7 +75,7 @@ class Features:
 
 def extract(
     extractor: FeatureExtractor,
-    batches: Iterable[UInt8[np.ndarray, "_b ..."] | UInt8[Array, "_b ..."]],
+    batches: Iterable[UInt8[np.ndarray, "_b ..."] | UInt8[Array, "_b ..."] | Share],
     *,
     source: Mapping[str, str] | None = None,
     keep: int = 50_000,
@@ -70,8 +83,9 @@ def extract(
 ) -> Features:
     """The features of the pictures in `batches`, computed on all devices of `mesh` (by default, all there are).
 
-    Batches may be of any size, and are the same on every process. What comes out depends on neither but for the
-    rounding of the network itself.
+    Batches may be of any size, and are the same on every process, or each process's `Share` of such a batch. Every
+    process computes those of its share, and all get the features of all. What comes out depends on neither sizes nor
+    shares but for the rounding of the network itself.
 
     keep: how many rows of "pool" and "logits" to keep, for distances that need every sample. Of more pictures,
         a random part is kept; means and covariances are always of all.
@@ -80,7 +94,7 @@ def extract(
         ValueError: pictures that are not uint8 (b, h, w, 3), nor videos (b, f, h, w, 3); sizes that change, features
             that are not finite, fewer than two pictures.
     """
-    mesh = Mesh(np.asarray(jax.devices()), ("data",)) if mesh is None else mesh
+    mesh = Mesh(np.asarray(jax.local_devices() if mesh is None else mesh.local_devices).reshape(-1), ("data",))
     divided = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     if jax.tree_util.all_leaves([extractor]):  # no pytree: its weights are constants
         run = jax.jit(lambda images: extractor(images), out_shardings=divided)
@@ -92,24 +106,29 @@ def extract(
     largest, count, size = 0, 0, None
 
     def collect(outputs: dict[str, Array], n: int) -> None:
-        rows = {name: _on_host(outputs[name])[:n] for name in {*GAUSSIAN, *KEPT} & outputs.keys()}
-        for name in rows.keys() & set(GAUSSIAN):
+        wanted = [name for name in dict.fromkeys((*GAUSSIAN, *KEPT)) if name in outputs]  # in one order everywhere
+        rows = {name: _of_all(outputs[name])[:n] for name in wanted}
+        for name in GAUSSIAN:
+            if name not in rows:
+                continue
             moments.setdefault(name, Moments()).add(rows[name])
         sample.add({name: rows[name] for name in KEPT if name in rows})
 
     in_flight = None
-    for images in batches:
+    for batch in batches:
+        total, images = batch if isinstance(batch, Share) else Share.of(batch)
         size = _check_images(images, size)
-        if not len(images):
+        if not total:
             continue
         # The last batch is filled up to the size of the others: one compilation, and as many for every device.
-        largest = max(largest, -(-len(images) // mesh.size) * mesh.size)
+        mine = -(-total // processes.count())
+        largest = max(largest, -(-mine // mesh.size) * mesh.size)
         filled = np.resize(images, (largest, *images.shape[1:]))
         outputs = run(jax.device_put(filled, divided))
         if in_flight is not None:  # added up while the devices are at the next batch
             collect(*in_flight)
-        in_flight = outputs, len(images)
-        count += len(images)
+        in_flight = outputs, total
+        count += total
     if in_flight is not None:
         collect(*in_flight)
     if count < 2:
@@ -145,10 +164,7 @@ def _check_images(images: np.ndarray | Array, size: tuple[int, ...] | None) -> t
     return images.shape[1:-1]
 
 
-def _on_host(rows: Float[Array, "b _"]) -> Float[np.ndarray, "b _"]:
-    """All rows on this host, from all processes."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        rows = multihost_utils.process_allgather(rows, tiled=True)
-    return np.asarray(rows, np.float32)
+def _of_all(rows: Float[Array, "b _"]) -> Float[np.ndarray, "n _"]:
+    """The rows of all processes on this host, in the order of the pictures that were shared out."""
+    shares = processes.allgather(np.asarray(rows, np.float32))
+    return np.swapaxes(shares, 0, 1).reshape(-1, shares.shape[-1])

@@ -5,17 +5,19 @@ if rows were kept, "mu_s" and "sigma_s" of "spatial"; and "logits" (n, classes).
 names the network, its weights, and the pictures.
 """
 
+import dataclasses
 import importlib.metadata
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 
+from zigma_jax import processes
 from zigma_jax.errors import DataError
+from zigma_jax.files import open_atomically
 from zigma_jax.metrics.features import FeatureExtractor, Features, check_same_network, extract
 from zigma_jax.metrics.frechet import Gaussian
 
@@ -47,11 +49,8 @@ def save_features(path: str | Path, features: Features) -> None:
         mean, covariance = _GAUSSIANS[name]
         arrays |= {mean: gaussian.mean, covariance: gaussian.covariance}
     arrays |= {_ROWS[name]: rows for name, rows in features.rows.items() if len(rows)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
+    with open_atomically(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    os.replace(partial, path)
 
 
 def load_features(path: str | Path, extractor: FeatureExtractor) -> Features:
@@ -103,17 +102,40 @@ def cached_features(
     Raises:
         ValueError: as `load_features`, or the file is of another source.
     """
-    if Path(path).exists():
-        features = load_features(path, extractor)
+    features = known_features(path, extractor)
+    if features is not None:
         if dict(features.source) != dict(source):
             raise DataError(
                 f"{path} is of {dict(features.source)}, not of {dict(source)}: give another path, or remove the file"
             )
         return features
     features = extract(extractor, batches(), source=source, **options)
-    if jax.process_index() == 0:
-        save_features(path, features)
+    processes.from_primary(lambda: save_features(path, features))
     return features
+
+
+def known_features(path: str | Path, extractor: FeatureExtractor) -> Features | None:
+    """`load_features` of a file that process 0 sees; None if it sees none.
+
+    The other processes are told what the features are of, and get none of the numbers.
+
+    Raises as `load_features`.
+    """
+    found: list[Features] = []
+
+    def look() -> dict[str, Any] | None:
+        if not Path(path).exists():
+            return None
+        found.append(features := load_features(path, extractor))
+        return {
+            **dataclasses.asdict(dataclasses.replace(features, gaussians={}, rows={}, source=dict(features.source)))
+        }
+
+    about = processes.from_primary(look)
+    if found or about is None:
+        return found[0] if found else None
+    size = about.pop("image_size")
+    return Features(**about, image_size=None if size is None else tuple(size))
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

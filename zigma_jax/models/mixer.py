@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
-from zigma_kernels import GridPath, Visit, causal_conv, selective_scan
+from zigma_kernels import GridPath, Visit
 
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.initializers import (
@@ -19,6 +19,7 @@ from zigma_jax.models.initializers import (
     zeros,
 )
 from zigma_jax.models.linear import Linear
+from zigma_jax.models.sequence import Order, causal_conv, in_visiting_order, selective_scan
 
 
 class SSM(nnx.Module):
@@ -41,9 +42,7 @@ class SSM(nnx.Module):
         self.A_log = nnx.Param(log_arange(params(), (d, n)))
         self.D = nnx.Param(jnp.ones(d))
 
-    def __call__(
-        self, x: Float[Array, "b L d"], z: Float[Array, "b L d"], order: GridPath | Visit
-    ) -> Float[Array, "b L d"]:
+    def __call__(self, x: Float[Array, "b L d"], z: Float[Array, "b L d"], order: Order) -> Float[Array, "b L d"]:
         u = causal_conv(x, self.conv_kernel[...], self.conv_bias[...], order=order, activation="silu")
         dt, B, C = jnp.split(self.x_proj(u), self.splits, axis=-1)
         return selective_scan(
@@ -92,8 +91,9 @@ class Mixer(nnx.Module):
         self, x: Float[Array, "b L hidden"], orders: tuple[GridPath | Visit, ...]
     ) -> Float[Array, "b L hidden"]:
         """Mixes along the orders, one a direction; x and the result are in raster order."""
+        x, visits, laid_back = in_visiting_order(x, orders)
         u, z = checkpoint_name(self.in_proj.parts(x, 2), "in_proj")
-        y = self.ssm(u, z, orders[0])
+        y = self.ssm(u, z, visits[0])
         if self.ssm_reverse is not None:
-            y = y + self.ssm_reverse(u, z, orders[1])
-        return self.out_proj(y)
+            y = y + self.ssm_reverse(u, z, visits[1])
+        return laid_back(self.out_proj(y))

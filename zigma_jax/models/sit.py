@@ -14,6 +14,7 @@ from zigma_jax.models.blocks import MLP, layer_norm, modulate
 from zigma_jax.models.embeddings import patchify, sincos_table, sinusoidal, unpatchify
 from zigma_jax.models.initializers import normal_002, xavier_uniform, zeros
 from zigma_jax.models.linear import Linear
+from zigma_jax.models.placement import gathered, placed, remat
 from zigma_jax.models.zigma import REMAT_POLICIES, stack_layers
 
 SIT_REMAT = ("none", "dots", "block")
@@ -191,10 +192,10 @@ class SiT(nnx.Module):
         graphdef, layers = nnx.split(self.blocks)
 
         def apply_block(tokens, layer):
-            return nnx.merge(graphdef, layer)(tokens, c), None
+            block = nnx.merge(graphdef, gathered(layer, self.cfg.dtype, self.cfg.depth))
+            return placed(block(placed(tokens), c)), None
 
-        if self.cfg.remat != "none":
-            apply_block = jax.checkpoint(apply_block, policy=REMAT_POLICIES[self.cfg.remat])
+        apply_block = remat(apply_block, REMAT_POLICIES.get(self.cfg.remat))
         return jax.lax.scan(apply_block, tokens, layers)[0]
 
 

@@ -16,6 +16,7 @@ from zigma_jax.models.embeddings import TimeEmbedding, patchify, sincos_table, u
 from zigma_jax.models.initializers import normal_002, scaled, torch_linear, xavier_uniform, zeros
 from zigma_jax.models.linear import Linear
 from zigma_jax.models.orders import scan_orders
+from zigma_jax.models.placement import TOKENS, gathered, parts, placed, remat
 from zigma_jax.models.text import Text, mean_over_tokens
 
 # What a backward pass keeps of a layer beside its input.
@@ -207,14 +208,16 @@ class ZigMa(nnx.Module):
         graphdefs, layers = zip(*(nnx.split(getattr(self, name)) for name in names), strict=True)
         size, orders, indices = self._orders()
 
+        counts = [jax.tree.leaves(stack)[0].shape[0] for stack in layers]
+
         def apply_block(place, index, residual, layer, keep):
             """The layer at a place in its group, along the `index`-th of the orders that are there."""
             kind = int(len(names) > 1 and self.cfg.attends(place))
             along = tuple(each[index] if isinstance(each, Visit) else each for each in orders[place])
-            return nnx.merge(graphdefs[kind], layer)(residual, c, text, along, keep)
+            block = nnx.merge(graphdefs[kind], gathered(layer, self.cfg.dtype, counts[kind]))
+            return placed(block(placed(residual), c, text, along, keep))
 
-        if policy := remat_policy(self.cfg.remat):
-            apply_block = jax.checkpoint(apply_block, static_argnums=(0,), policy=policy)
+        apply_block = remat(apply_block, remat_policy(self.cfg.remat), static_argnums=(0,))
 
         def apply_layers(residual, xs):
             """Consecutive layers from a group's first on; `xs`: those of `blocks`, those that attend, orders, keep."""
@@ -247,13 +250,14 @@ class ZigMa(nnx.Module):
         """Number of layers in a group; the orders at each place in it, one a direction; which one each layer takes.
 
         Where all groups have the same path, the order is that path; otherwise it is a table of paths, of as many
-        segments each. Layers that are unrolled have their own code, so their own paths, too.
+        segments each. Layers that are unrolled have their own code, so their own paths, too, and so have they all where
+        their tokens are divided among devices.
         """
         cfg, plans, scanning = self.cfg, [], 0
         for layer in range(cfg.depth):
             plans.append(() if cfg.attends(layer) else self.plan.layer(scanning))
             scanning += not cfg.attends(layer)
-        alike = [plan if cfg.unroll else tuple(path.segments for path in plan) for plan in plans]
+        alike = [plan if cfg.unroll or parts(TOKENS) > 1 else tuple(path.segments for path in plan) for plan in plans]
         size = next(n for n in range(1, cfg.depth + 1) if all(a == alike[i % n] for i, a in enumerate(alike)))
         if cfg.attention_every and cfg.mixer != "attention":
             size = min(math.lcm(size, cfg.attention_every), cfg.depth)

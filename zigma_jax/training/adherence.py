@@ -12,7 +12,6 @@ from jaxtyping import UInt8
 
 from zigma_jax.data.attributes import CLASS, UNSEEN, Values, asked_in_captions, attribute_names, attribute_values
 from zigma_jax.data.config import DataConfig
-from zigma_jax.data.pictures.pixels import to_uint8
 from zigma_jax.data.pipeline import one_pass
 from zigma_jax.data.source import Source
 from zigma_jax.data.sources import open_source
@@ -119,7 +118,7 @@ def _pictures(data: DataConfig, source: Source, most: int) -> tuple[UInt8[np.nda
     """At most so many of a set's pictures, spread over it, and what they show."""
     records: Sequence[int] = spread(source, min(most, len(source))).tolist()
     batches = list(one_pass(data, batch_size=64, records=records))
-    images = np.concatenate([to_uint8(batch["image"]) for batch in batches])
+    images = np.concatenate([batch["image"] for batch in batches])
     return images, attribute_values(source, np.concatenate([batch["index"] for batch in batches]))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.files import write_atomically
+from zigma_jax.processes import from_primary
 
 FILE = "evaluations.json"
 
@@ -21,7 +22,7 @@ class Evaluations:
 
     def __init__(self, workdir: Path, metric: str, lower: bool, start: int):
         self._path, self._metric, self._lower = workdir / FILE, metric, lower
-        entries = _read(self._path)["evaluations"] if self._path.exists() else []
+        entries = from_primary(lambda: _read(self._path)["evaluations"] if self._path.exists() else [])
         self._entries: list[dict[str, Any]] = [entry for entry in entries if entry["step"] <= start]
 
     def __contains__(self, step: int) -> bool:

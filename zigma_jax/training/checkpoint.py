@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from zigma_jax.files import sync_directory, sync_tree
+from zigma_jax.processes import from_primary
 from zigma_jax.training.array_store import (
     CheckpointError,
     cause_of,
@@ -43,7 +44,6 @@ from zigma_jax.training.array_store import (
     read_array,
 )
 from zigma_jax.training.integrity import check_file, check_sums, fingerprint, write_sums
-from zigma_jax.training.processes import from_primary
 
 _log = logging.getLogger(__name__)
 

@@ -49,6 +49,7 @@ class TrainConfig:
         ema_lengths: of power-function averages that are kept beside it, as shares of the run, 0.05 or 0.1 for instance;
             after training one is chosen by --weights=ema:0.05.
         fsdp: devices over which parameters, optimiser and EMA are divided; the others hold copies.
+        seq: devices over which the tokens of each sample are divided; with fsdp, a sample is on seq devices.
         cpu_devices: on a CPU, make so many devices of it, best one a core: they share the batch, and use the cores
             better than one device does. No effect where the environment already says how many.
         max_skipped: so many steps in a row with a non-finite loss or gradient stop the run.
@@ -62,13 +63,14 @@ class TrainConfig:
     ema_decay: float = 0.9999
     ema_lengths: tuple[float, ...] = ()
     fsdp: int = 1
+    seq: int = 1
     cpu_devices: int = 1
     max_skipped: int = 10
 
     def __post_init__(self):
         check_numbers(self, "train")
         require(self.seed >= 0, "train.seed", self.seed, "must not be negative")
-        for name in ("steps", "batch_size", "accumulate", "fsdp", "cpu_devices", "max_skipped"):
+        for name in ("steps", "batch_size", "accumulate", "fsdp", "seq", "cpu_devices", "max_skipped"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(
             self.batch_size % self.accumulate == 0,
@@ -152,6 +154,7 @@ class LogConfig:
         preview_count: samples in such a grid.
         preview_prompts: what these samples are to show, in turn, for a model of text; none: captions of the data set.
         wandb_project: also log to this Weights & Biases project; empty logs to none.
+        profile_steps: first and last step of a trace of the devices, for TensorBoard's profiler; empty: none.
     """
 
     every: int = 100
@@ -159,12 +162,16 @@ class LogConfig:
     preview_count: int = 16
     preview_prompts: tuple[str, ...] = ()
     wandb_project: str = ""
+    profile_steps: tuple[int, ...] = ()
 
     def __post_init__(self):
         check_numbers(self, "log")
         for name in ("every", "preview_count"):
             require(getattr(self, name) >= 1, f"log.{name}", getattr(self, name), "must be at least 1")
         require(self.preview_every >= 0, "log.preview_every", self.preview_every, "must not be negative; 0 is never")
+        steps = self.profile_steps
+        sound = not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1])
+        require(sound, "log.profile_steps", steps, "must be a first and a last step, from 1 on, or empty")
 
 
 @dataclasses.dataclass(frozen=True)

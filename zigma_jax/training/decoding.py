@@ -12,7 +12,7 @@ from zigma_jax.data.config import LatentConfig
 from zigma_jax.data.posterior import Autoencoder
 from zigma_jax.errors import ConfigError, DivergedError
 from zigma_jax.training.sampling import on_host
-from zigma_jax.training.sharding import batch_sharding, replicated
+from zigma_jax.training.sharding import batch_sharding, put, replicated, samples_over
 
 NOT_FINITE = (255, 0, 255)
 PIXELS = 2**19  # decoded or encoded by one device at a time: eight pictures of 256 x 256
@@ -49,8 +49,8 @@ class Decoder:
         self.sample_shape, self.mesh, self.autoencoder = sample_shape, mesh, autoencoder
         self.size = (height * factor, width * factor)
         self.picture_shape = (*outer, *self.size, 3)
-        self._placed = None if autoencoder is None else jax.device_put(autoencoder, replicated(mesh))
-        self._most = mesh.size * max(1, PIXELS // math.prod(self.size))  # frames in a batch of the autoencoder
+        self._placed = None if autoencoder is None else put(autoencoder, replicated(mesh))
+        self._most = samples_over(mesh) * max(1, PIXELS // math.prod(self.size))  # frames in a batch of the autoencoder
         self._batch = 0  # frames in the largest batch so far, to which the others are filled up
 
     def __call__(self, samples: Float[Array | np.ndarray, "n ..."]) -> UInt8[np.ndarray, "n ..."]:
@@ -95,12 +95,12 @@ class Decoder:
 
     def _in_batches(self, function, frames: np.ndarray):
         """What `function` of the autoencoder makes of the frames, batch by batch, on the host."""
-        devices = self.mesh.size
+        devices = samples_over(self.mesh)
         self._batch = max(self._batch, min(self._most, -(-len(frames) // devices) * devices))
         sharding = batch_sharding(self.mesh)
         for first in range(0, len(frames), self._batch):
             batch = frames[first : first + self._batch].astype(np.float32, copy=False)
-            filled_up = jax.device_put(batch[np.arange(self._batch) % len(batch)], sharding)
+            filled_up = put(batch[np.arange(self._batch) % len(batch)], sharding)
             yield tuple(on_host(out)[: len(batch)] for out in function(self._placed, filled_up, sharding=sharding))
 
 

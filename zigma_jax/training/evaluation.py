@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from zigma_jax import processes
 from zigma_jax.data.pictures.pixels import to_float
 from zigma_jax.data.pictures.sets import Pictures, of_dataset
 from zigma_jax.data.pipeline import open_source
@@ -36,10 +37,11 @@ from zigma_jax.metrics import (
     extract,
     metric_label,
 )
-from zigma_jax.metrics.features import GAUSSIAN, KEPT
+from zigma_jax.metrics.features import GAUSSIAN, KEPT, Share
 from zigma_jax.models.families import BackboneConfig
 from zigma_jax.networks import load_network
 from zigma_jax.networks.clip import Clip
+from zigma_jax.processes import from_primary, primary_first
 from zigma_jax.training.best import Evaluations
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.decoding import Decoder
@@ -133,13 +135,17 @@ def reference_features(
 
     Raises as `cached_features`, and ConfigError at once if the file could not be written.
     """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not path.exists() and not os.access(folder, os.W_OK):
-        raise ConfigError(f"features of the data set cannot be written to {path}: name another file (eval.reference)")
 
+    def check() -> None:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not path.exists() and not os.access(folder, os.W_OK):
+            message = f"features of the data set cannot be written to {path}: name another file (eval.reference)"
+            raise ConfigError(message)
+
+    from_primary(check)
     pictures = seen_by(extractor, pictures)
 
-    def batches() -> Iterator[UInt8[np.ndarray, "_b ..."]]:
+    def batches() -> Iterator[Any]:
         return with_bar(pictures, _at_once(pictures, batch_size), f"reference ({extractor.name})")
 
     return cached_features(path, extractor, batches, pictures.about, mesh=mesh, keep=KEEP)
@@ -168,7 +174,8 @@ def measure(
     with warnings.catch_warnings():  # `check_before` has said so
         warnings.simplefilter("ignore", FewSamplesWarning)
         warnings.filterwarnings("ignore", "pictures of .* are compared with a reference of")
-        return compute(features, reference, metrics)
+        # Process 0 alone may have the reference.
+        return from_primary(lambda: {name: float(n) for name, n in compute(features, reference, metrics).items()})
 
 
 def reconstructed(pictures: Pictures, decoder: Decoder, errors: list[float] | None = None) -> Pictures:
@@ -185,7 +192,7 @@ def reconstructed(pictures: Pictures, decoder: Decoder, errors: list[float] | No
                 errors.extend((10 * np.log10(255**2 / np.maximum(squares, 1e-10))).tolist())
             yield again
 
-    return dataclasses.replace(pictures, batches=batches)
+    return dataclasses.replace(pictures, batches=batches, shares=None)
 
 
 def scored(pictures: Pictures, clip: Clip, prompts: Prompts, cosines: list[float]) -> Pictures:
@@ -199,7 +206,7 @@ def scored(pictures: Pictures, clip: Clip, prompts: Prompts, cosines: list[float
             count += len(batch)
             yield batch
 
-    return dataclasses.replace(pictures, batches=batches)
+    return dataclasses.replace(pictures, batches=batches, shares=None)
 
 
 def reconstruction_floor(
@@ -226,17 +233,21 @@ def reconstruction_floor(
         "autoencoder": [decoder.autoencoder.name, decoder.autoencoder.fingerprint],
         "metrics": list(metrics),
     }
-    try:
-        known = json.loads(path.read_text())
-        if known["about"] == about:
-            return {name: float(value) for name, value in known["values"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # not there, or not ours: it is made anew
+
+    def look() -> dict[str, float] | None:
+        try:
+            known = json.loads(path.read_text())
+            return {name: float(value) for name, value in known["values"].items()} if known["about"] == about else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # not there, or not ours: it is made anew
+
+    if (known := from_primary(look)) is not None:
+        return known
     errors: list[float] = []
     again = reconstructed(pictures, decoder, errors)
     values = measure(extractor, again, reference, metrics, batch_size, mesh, "reconstructions")
     values |= {PSNR: float(np.mean(errors))}
-    if jax.process_index() == 0:
+    if processes.index() == 0:
         write_atomically(path, json.dumps({"about": about, "values": values}, indent=1).encode())
     return values
 
@@ -247,20 +258,19 @@ def floor_path(features: Path, decoder: Decoder, count: int) -> Path:
     return features.with_name(f"{features.stem}-floor-{decoder.autoencoder.fingerprint[:12]}-{count}.json")
 
 
-def with_bar(
-    pictures: Pictures, batch_size: int, name: str, shown: list[np.ndarray] | None = None
-) -> Iterator[UInt8[np.ndarray, "_b ..."]]:
-    """The batches, with a progress bar."""
+def with_bar(pictures: Pictures, batch_size: int, name: str, shown: list[np.ndarray] | None = None) -> Iterator[Any]:
+    """The batches, or this process's share of each where a set is read by shares, with a progress bar."""
     interval = 0.1 if sys.stderr.isatty() else 30  # a log file wants few lines
-    hidden = jax.process_index() > 0
+    hidden = processes.index() > 0
+    whole = shown is not None or pictures.shares is None
     with tqdm(
         total=pictures.count, desc=name, unit="picture", leave=False, mininterval=interval, disable=hidden
     ) as bar:
-        for batch in pictures.batches(batch_size):
+        for batch in pictures.batches(batch_size) if whole else map(Share._make, pictures.shares(batch_size)):
             if shown is not None and sum(map(len, shown)) < 100:
                 shown.append(batch)
             yield batch
-            bar.update(len(batch))
+            bar.update(batch.total if isinstance(batch, Share) else len(batch))
 
 
 class ScheduledEvaluation:
@@ -276,7 +286,7 @@ class ScheduledEvaluation:
         cfg, mesh = config.eval, decoder.mesh
         self._cfg, self._draw, self._decoder, self._model, self._mesh = cfg, draw, decoder, config.model, mesh
         data = dataclasses.replace(config.data, split=cfg.split or config.data.split)
-        source = open_source(data)
+        source = primary_first(lambda: open_source(data))
         if encoder is not None:
             self._conditions = Prompts(encoder, captions_of(source, cfg.samples))
         else:
@@ -327,7 +337,7 @@ class ScheduledEvaluation:
         except FloatingPointError as error:
             logger.print(f"step {step}: {error}")
             values = {self._metric: math.nan}
-        self._done.add(step, values, write=jax.process_index() == 0)
+        self._done.add(step, values, write=processes.index() == 0)
         logger.pause()
         floor = {f"reconstruction-{name}": value for name, value in self._floor.items()}
         logger.write(step, {f"eval/{name}": value for name, value in (values | floor).items()})

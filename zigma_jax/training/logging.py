@@ -38,6 +38,7 @@ class MetricLogger:
         metrics.cut.jsonl: each step is there once. Call `sync` before saving a checkpoint, and none up to its step is
         missing.
     every: steps between log points.
+    rates: by name, what is logged as images_per_sec times a number, beside it.
     wandb: keywords for `wandb.init`, or None. config: handed on to wandb.
     Raises ValueError for `every` below 1; MissingPackageError if wandb is asked for and not installed.
 
@@ -53,6 +54,7 @@ class MetricLogger:
         images_per_step: int,
         start_step: int = 0,
         every: int = 10,
+        rates: Mapping[str, float] | None = None,
         wandb: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         progress: bool = True,
@@ -61,7 +63,7 @@ class MetricLogger:
             raise ValueError(f"every={every}: must be at least 1")
         self.workdir, self.total_steps, self.every = Path(workdir), total_steps, every
         self.tolerate = Tolerance()
-        self.images_per_step = images_per_step
+        self.images_per_step, self.rates = images_per_step, dict(rates or {})
         self._primary = jax.process_index() == 0
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._clock: tuple[int, float] | None = None  # a step, and when it was known to be done
@@ -84,7 +86,8 @@ class MetricLogger:
         )
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics of `step`, scalars on the device or the host, without waiting for them."""
+        """Takes the metrics of `step`, without waiting for them: scalars on the device or the host, or functions that
+        return one, to be called when they are written."""
         if not self._primary:
             return
         self.flush()
@@ -92,22 +95,28 @@ class MetricLogger:
             self._clock = step, time.perf_counter()  # compilation is over now; it is no part of the rate
         with contextlib.suppress(OSError):  # the terminal has gone
             self._bar.update(step - self._bar.n)
-        if step % self.every == 0 or step == self.total_steps:
+        if self.is_point(step):
             for value in metrics.values():
                 if isinstance(value, jax.Array):
                     value.copy_to_host_async()
             self._pending = step, dict(metrics)
+
+    def is_point(self, step: int) -> bool:
+        """Whether the metrics of `step` are written."""
+        return step % self.every == 0 or step == self.total_steps
 
     def flush(self) -> None:
         """Writes the log point that is still held back, once its step is done."""
         if self._pending is None or self._clock is None:
             return
         (step, metrics), self._pending = self._pending, None
-        values = {name: float(np.asarray(jax.device_get(value))) for name, value in metrics.items()}
+        read = {name: value() if callable(value) else value for name, value in metrics.items()}
+        values = {name: float(np.asarray(jax.device_get(value))) for name, value in read.items()}
         (last, then), now = self._clock, time.perf_counter()
         self._clock, shown = (step, now), {"loss": f"{values.get('loss', math.nan):.4f}"}
         if step > last:  # otherwise nothing is known of the speed yet
             values["images_per_sec"] = rate = (step - last) * self.images_per_step / (now - then)
+            values |= {name: rate * number for name, number in self.rates.items()}
             shown["img/s"] = f"{rate:.1f}"
         self.write(step, values | {"failures": self.tolerate.failures})
         self._bar.set_postfix(shown, refresh=False)

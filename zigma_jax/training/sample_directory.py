@@ -9,18 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
+from zigma_jax import processes
 from zigma_jax.data.clips.write import can_write_movies, movie
 from zigma_jax.data.pictures.files import read_picture
 from zigma_jax.data.pictures.sets import Pictures, Size
 from zigma_jax.errors import ConfigError, DataError
 from zigma_jax.files import sync_directory, write_atomically
+from zigma_jax.processes import barrier, from_primary
 from zigma_jax.training.preview import animation, make_grid, save_png
-from zigma_jax.training.processes import from_primary
 from zigma_jax.training.streams import ArrayStream, Parts, write_npz
 
 MANIFEST = "manifest.json"
@@ -37,7 +37,8 @@ class SampleDirectory:
     A killed program's directory goes on where it was: of what the manifest does not count, nothing is kept. Each
     sample is a picture (uint8 (h, w, 3), NNNNNN.png), a video (uint8 (f, h, w, 3), NNNNNN.mp4, or NNNNNN.webp where
     PyAV is not installed) or an array alone.
-    Used as a context, which closes its files. All processes call it alike, and the first one writes.
+    Used as a context, which closes its files. All processes call it alike: each writes its share of the pictures, and
+    the first one all else.
 
     settings: what the samples depend on. A directory of other settings is refused, and so is any directory that holds
         something else: samples never mix.
@@ -84,7 +85,7 @@ class SampleDirectory:
             "about": dict(about),
             "settings": json.loads(json.dumps(settings)),
         }
-        self._writes = jax.process_index() == 0
+        self._writes = processes.index() == 0
         self._streams: dict[str, ArrayStream] = {}
         self._pool = ThreadPoolExecutor(os.cpu_count())
         self.count, self.finished = from_primary(lambda: self._open(overwrite))
@@ -127,9 +128,11 @@ class SampleDirectory:
         """
         count = self.count + len(next(iter(arrays.values())) if pictures is None else pictures)
         try:
+            if pictures is not None:
+                mine = slice(processes.index(), None, processes.count())
+                list(self._pool.map(self._write_picture, range(self.count, count)[mine], pictures[mine]))
+            barrier(f"samples {self.count} to {count - 1} written")
             if self._writes:
-                if pictures is not None:
-                    list(self._pool.map(self._write_picture, range(self.count, count), pictures))
                 for name, rows in arrays.items():
                     self._streams[name].append(rows)
                 sync_directory(self.path)
@@ -150,8 +153,9 @@ class SampleDirectory:
         """
         assert self.count == self.num, f"{self.count} samples of {self.num}"
         self.finished = True
-        if not self._writes:
-            return
+        from_primary(lambda: self._pack(labels, prompts))
+
+    def _pack(self, labels: Int[np.ndarray, " n"] | None, prompts: Sequence[Mapping[str, Any]] | None) -> None:
         beside = {} if labels is None else {"labels": Parts((self.num,), np.int32, [labels])}
         packed = {name: stream for name, stream in self._streams.items() if name not in self._kept}
         for name, stream in packed.items():

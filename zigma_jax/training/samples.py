@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what reads data is imported where it is used, so that the t
     from zigma_jax.data.sources import Source
 
 # What a batch may have for the training step to read, beside labels.
-INPUTS = ("image", "video", "mean", "std", "tokens", "token_ids", "token_mask")
+INPUTS = ("image", "flip", "video", "mean", "std", "tokens", "token_ids", "token_mask")
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ class Pixels:
     """The pictures or clips are the samples."""
 
     def __call__(self, batch: dict[str, Array], keys: Key[Array, " b"]) -> Float[Array, "b ..."]:
-        return _images(batch)
+        return pictures(batch)
 
 
 @jax.tree_util.register_dataclass
@@ -63,13 +63,19 @@ class EncodedInStep:
     autoencoder: Any
 
     def __call__(self, batch: dict[str, Array], keys: Key[Array, " b"]) -> Float[Array, "b ..."]:
-        mean, std = posterior(self.autoencoder, _images(batch))
+        mean, std = posterior(self.autoencoder, pictures(batch))
         return self.autoencoder.normalize(draw(mean, std, keys))
 
 
-def _images(batch: dict[str, Array]) -> Float[Array, "b ..."]:
-    """Pictures or clips in [-1, 1]; clips come as bytes, and only here they take four times as much."""
-    return batch["image"] if "image" in batch else batch["video"].astype(jnp.float32) * (1 / 127.5) - 1
+def pictures(batch: dict[str, Array]) -> Float[Array, "b ..."]:
+    """A batch's pictures or clips in [-1, 1], pictures mirrored where `flip` says so; floats are taken as they are."""
+    images = batch["image"] if "image" in batch else batch["video"]
+    if images.dtype == jnp.uint8:
+        # The difference is a whole number, so that one product is all that rounds: as in `to_float`, to the bit.
+        images = (2 * images.astype(jnp.float32) - 255) * jnp.float32(1 / 255)
+    if "flip" in batch:
+        images = jnp.where(batch["flip"][:, None, None, None], images[:, :, ::-1], images)
+    return images
 
 
 Samples = Pixels | Encoded | EncodedInStep

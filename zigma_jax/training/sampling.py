@@ -14,9 +14,10 @@ from zigma_jax.errors import ConfigError
 from zigma_jax.interpolant import Interpolant, guide, ode, sample_ode, sample_sde
 from zigma_jax.interpolant.draws import fold_in_each
 from zigma_jax.models.families import BackboneConfig, Model
+from zigma_jax.models.placement import on_mesh
 from zigma_jax.models.text import Text
 from zigma_jax.training.config import SampleConfig, check_guided
-from zigma_jax.training.sharding import batch_sharding, replicated
+from zigma_jax.training.sharding import batch_sharding, put, replicated, samples_over
 from zigma_jax.training.state import Params
 
 Labels = Int[np.ndarray, " n"] | None
@@ -113,19 +114,24 @@ def _guided(model: Model, y, null: Text | None, cfg: SampleConfig):
 
 def _on_mesh(function, dtype, mesh: Mesh, null: Text | None):
     """`function(params, values, y, null)`, jitted, of arrays on the host that are divided over the mesh."""
-    function, sharding = jax.jit(function), batch_sharding(mesh)
-    null = jax.device_put(null, replicated(mesh))
+    sharding, null = batch_sharding(mesh), put(null, replicated(mesh))
+
+    @jax.jit
+    def run(*args):
+        with on_mesh(mesh):
+            return function(*args)
 
     def place(values):
         """On the mesh, filled up so that every device has as many."""
-        filled_up = np.arange(-(-len(values) // mesh.size) * mesh.size) % len(values)
-        return jax.device_put(values[filled_up], sharding)
+        parts = samples_over(mesh)
+        filled_up = np.arange(-(-len(values) // parts) * parts) % len(values)
+        return put(values[filled_up], sharding)
 
-    def on_mesh(params, values, y=None):
-        results = function(params, place(np.asarray(values, dtype)), jax.tree.map(place, y), null)
+    def draw(params, values, y=None):
+        results = run(params, place(np.asarray(values, dtype)), jax.tree.map(place, y), null)
         return results if len(results) == len(values) else results[: len(values)]
 
-    return on_mesh
+    return draw
 
 
 def batches(count: int, batch_size: int, start: int = 0) -> Iterator[tuple[Int[np.ndarray, " n"], int]]:

@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from zigma_jax.interpolant import Interpolant
+from zigma_jax.models.placement import gathered, on_mesh
 from zigma_jax.training.conditions import UNCONDITIONAL, Conditions, labels_of
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.samples import PIXELS, Samples
-from zigma_jax.training.sharding import batch_sharding, replicated
+from zigma_jax.training.sharding import batch_sharding, put, replicated
 from zigma_jax.training.state import Params, TrainState, learning_rate, power_decay
 
 Batch = dict[str, Array]  # what `Samples` and `Conditions` read: "image" (B, …) in [-1, 1], "label" (B,), …
@@ -40,11 +41,57 @@ def batch_loss(
 
     Each sample draws its latent, noise, time, and the dropout of its condition and path from its own key.
     """
+    # Blocks gather their own weights, layer by layer.
+    params = {name: value if name.endswith("blocks") else gathered(value) for name, value in params.items()}
     model = nnx.merge(graphdef, params)
     noise_keys, condition_keys, path_keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
     y = conditions(batch, condition_keys)
     losses = interpolant.loss(lambda x, t: model(x, t, y, key=path_keys), samples(batch, keys), noise_keys)
     return jnp.mean(losses)
+
+
+class TrainStep:
+    """`make_update`'s step with the run's seed, jitted: (state, batch) -> (state, metrics). The state is donated.
+
+    `state` (abstract will do) gives the shardings. Every device gets a copy of the networks in `samples` and
+    `conditions`.
+    """
+
+    def __init__(
+        self,
+        update: Callable[..., tuple[TrainState, Metrics]],
+        config: RunConfig,
+        mesh: Mesh,
+        state: TrainState,
+        samples: Samples,
+        conditions: Conditions,
+    ):
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        self._step = jax.jit(
+            lambda state, batch, networks: update(state, batch, config.train.seed, *networks),
+            donate_argnums=0,
+            in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+        )
+        self._networks, self._everywhere = (samples, conditions), replicated(mesh)
+        self._placed: Any = None
+        self._compiled: Any = None
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if self._placed is None:
+            self._placed = put(self._networks, self._everywhere)
+        return (self._compiled or self._step)(state, batch, self._placed)
+
+    def compile(self, state: TrainState, batch: dict[str, Any]) -> Any:
+        """Compiles the step for arrays like these, or `jax.ShapeDtypeStruct`s with shardings; calls use it from now on.
+
+        Returns XLA's program, a `jax.stages.Compiled`.
+        """
+        networks = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=self._everywhere), self._networks
+        )
+        self._compiled = self._step.lower(state, batch, networks).compile()
+        return self._compiled
 
 
 def make_train_step(
@@ -55,29 +102,19 @@ def make_train_step(
     state: TrainState,
     samples: Samples = PIXELS,
     conditions: Conditions | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`make_update`'s step with the run's seed, jitted; `state` (abstract will do) gives the shardings.
-
-    The state given to the step is donated. Every device gets a copy of the networks in `samples` and `conditions`.
-    """
-    update = make_update(graphdef, optimizer, config)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(
-        lambda state, batch, networks: update(state, batch, config.train.seed, *networks),
-        donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-    )
-    networks = jax.device_put((samples, conditions or labels_of(config)), replicated(mesh))
-    return lambda state, batch: step(state, batch, networks)
+) -> TrainStep:
+    """The training step of a configuration on a mesh; see `TrainStep`."""
+    update = make_update(graphdef, optimizer, config, mesh)
+    return TrainStep(update, config, mesh, state, samples, conditions or labels_of(config))
 
 
 def make_update(
-    graphdef: Any, optimizer: optax.GradientTransformation, config: RunConfig
+    graphdef: Any, optimizer: optax.GradientTransformation, config: RunConfig, mesh: Mesh | None = None
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """One step as a pure function of state, batch, the seed of its draws, and how the batch becomes what is trained on.
 
     A step whose loss or gradient is not finite changes nothing but the counters `step` and `skipped`.
+    mesh: that the model's weights and tokens are placed on (`zigma_jax.models.placement`); None leaves that to XLA.
     """
     cfg = config.train
     schedule = learning_rate(config.optimizer, cfg.steps)
@@ -106,7 +143,8 @@ def make_update(
         conditions: Conditions | None = None,
     ) -> tuple[TrainState, Metrics]:
         keys = sample_keys(seed, state.step, cfg.batch_size)
-        loss, gradient = loss_and_gradient(state.params, batch, keys, samples, conditions or labels_of(config))
+        with on_mesh(mesh):
+            loss, gradient = loss_and_gradient(state.params, batch, keys, samples, conditions or labels_of(config))
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 

@@ -18,9 +18,9 @@ import jax
 
 from zigma_jax.errors import ConfigError
 from zigma_jax.files import sweep, write_atomically
+from zigma_jax.processes import from_primary
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.parse_config import from_dict, to_dict
-from zigma_jax.training.processes import from_primary
 
 _log = logging.getLogger(__name__)
 

@@ -35,8 +35,8 @@ def center_crop(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, 
 
 
 def to_float(pixels: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:
-    """0 … 255 -> float32 in [-1, 1]."""
-    return pixels.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1)
+    """0 … 255 -> float32 in [-1, 1], to the bit as `zigma_jax.training.samples.pictures` has it on a device."""
+    return (2 * pixels.astype(np.float32) - np.float32(255)) * np.float32(1 / 255)
 
 
 def to_uint8(pixels: Float[np.ndarray, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w 3"]:

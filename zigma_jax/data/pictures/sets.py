@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from zigma_jax import processes
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.pictures.arrays import check_finite, check_pixels, is_npz, read_npz
 from zigma_jax.data.pictures.files import SUFFIXES, find_pictures, read_picture, read_size
@@ -29,12 +30,15 @@ class Pictures:
 
     count: how many. size: (height, width) in pixels, of clips (frames, height, width). about: what they are, in words.
     batches: a function of the batch size that yields uint8 (b, *size, 3), `count` in all; the last may be smaller.
+    shares: the same of a set that several processes read together: yields (b, those of the b pictures that are this
+        process's), numbers p, p + P, … of process p of P. None: every process has all pictures.
     """
 
     count: int
     size: Size
     about: Mapping[str, str]
     batches: Callable[[int], Iterator[UInt8[np.ndarray, "_b ..."]]]
+    shares: Callable[[int], Iterator[tuple[int, UInt8[np.ndarray, "_b ..."]]]] | None = None
 
     @property
     def are_clips(self) -> bool:
@@ -60,7 +64,7 @@ class Pictures:
                 yield change(batch, number)
                 number += len(batch)
 
-        return dataclasses.replace(self, about={**self.about, "changed": words}, batches=batches)
+        return dataclasses.replace(self, about={**self.about, "changed": words}, batches=batches, shares=None)
 
     def first(self, count: int) -> UInt8[np.ndarray, "_n ..."]:
         """At most `count` of them."""
@@ -91,10 +95,19 @@ def of_dataset(config: DataConfig, info: SourceInfo, limit: int | None = None) -
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
         for batch in one_pass(config, batch_size=batch_size, limit=count):
-            yield to_uint8(batch["image"])
+            yield batch["image"]
+
+    def shares(batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+        index, every = processes.index(), processes.count()
+        each = -(-batch_size // every)
+        mine = one_pass(config, batch_size=each, limit=count, process_index=index, process_count=every)
+        for first in range(0, count, each * every):
+            total = min(each * every, count - first)
+            batch = next(mine)["image"] if total > index else np.zeros((0, *config.size, 3), np.uint8)
+            yield total, batch
 
     about = {"dataset": info.name, "split": info.split, "pixels": f"{config.size[0]} x {config.size[1]}"}
-    return Pictures(count, config.size, about | ({"first": str(count)} if count < info.length else {}), batches)
+    return Pictures(count, config.size, about | ({"first": str(count)} if count < info.length else {}), batches, shares)
 
 
 def of_files(path: Path, size: Size | None = None, limit: int | None = None) -> Pictures:
