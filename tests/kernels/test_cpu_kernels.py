@@ -122,5 +122,5 @@ def test_turned_off(monkeypatch):
     monkeypatch.setenv("ZIGMA_CPU_KERNELS", "off")
     assert chosen()["cpu"] == "turned off by ZIGMA_CPU_KERNELS=off"
     monkeypatch.setenv("ZIGMA_CPU_KERNELS", "fast")
-    with pytest.raises(ValueError, match="ZIGMA_CPU_KERNELS=fast: must be off, require, or not set"):
+    with pytest.raises(ValueError, match=r"ZIGMA_CPU_KERNELS=fast: must be off, require, or not set"):
         chosen()
