@@ -141,9 +141,11 @@ def test_remat_dtype_and_file(kind, tmp_path):
         np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-5 * max(1.0, float(np.abs(value).max())))
     half = make(**KINDS[kind], dtype="bfloat16")
     nnx.update(half, nnx.state(model))
-    whole = answer(model, x)
-    error = np.linalg.norm(answer(half, x) - whole) / np.linalg.norm(whole)
-    assert error < 0.08, f"{error:.3f}"
+    many = sample((16, 4, 4, 3))  # a few samples lie where a random model is steep: of the median this says nothing
+    whole = answer(model, many)
+    sizes = [np.linalg.norm(a.reshape(len(many), -1), axis=1) for a in (answer(half, many) - whole, whole)]
+    error = np.median(sizes[0] / sizes[1])
+    assert error < 0.05, f"{error:.3f}"
 
     save_official(model, tmp_path / "a.pt")
     again = load_official(tmp_path / "a.pt")
