@@ -308,7 +308,7 @@ def _load_clip(conditions: Conditions | None) -> Clip | None:
 
 
 def _load_network(defaults: EvalConfig, of_clips: bool) -> Extractor:
-    usual = clip_evaluation.NETWORK if of_clips and defaults == EvalConfig() else defaults.network
+    usual = clip_evaluation.NETWORK if of_clips and defaults.network == EvalConfig().network else defaults.network
     name = _NETWORK.value or usual
     return load_network(name, _FILE.value or (defaults.weights if name == defaults.network else None))
 

@@ -13,11 +13,13 @@ import numpy as np
 from absl import app, flags
 
 from zigma_jax.data import sources
+from zigma_jax.data.clips.decode import read_clip
+from zigma_jax.data.clips.window import Window
 from zigma_jax.data.config import DataConfig
 from zigma_jax.data.encoded_text import TextSet
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import center_crop, to_float
-from zigma_jax.errors import ConfigError, DataError
+from zigma_jax.errors import ConfigError, DataError, MissingPackageError
 from zigma_jax.processes import from_primary
 from zigma_jax.programs import (
     DEFINE_config,
@@ -40,6 +42,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _FOLDER = flags.DEFINE_string("folder", None, "The directory for --name=folder, parquet, celeba or coco.")
 _SHARDS = flags.DEFINE_string("shards", None, "The tars, for --name=webdataset: a directory, glob or range.")
+_FRAMES = flags.DEFINE_integer("frames", 0, "For clips in --folder: frames of a window, as data.frames.", lower_bound=0)
 _PREVIEW = flags.DEFINE_string("preview", "preview.png", "The file for the sheet of pictures; empty for none.")
 _PIXELS = flags.DEFINE_integer("preview_pixels", 64, "Pixels a side of each picture in the sheet.", lower_bound=1)
 _JOIN = DEFINE_processes()
@@ -49,7 +52,8 @@ def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _CONFIG.value is None:
             _JOIN()
-            data = DataConfig(name=_NAME.value, data_dir=_DATA_DIR.value, folder=_FOLDER.value, shards=_SHARDS.value)
+            place = {"data_dir": _DATA_DIR.value, "folder": _FOLDER.value, "shards": _SHARDS.value}
+            data = DataConfig(name=_NAME.value, frames=_FRAMES.value, **place)
             from_primary(lambda: describe(data))
             return
         for name in ("name", "data_dir", "folder", "shards"):
@@ -106,15 +110,34 @@ def describe(data: DataConfig) -> None:
     first = splits[0]
     print(f"{first.info.name} in {first.info.path}")
     for source in splits:
-        print(f"  {source.info.split}: {len(source):,} pictures")
+        print(f"  {source.info.split}: {len(source):,} {'clips' if source.info.has_clips else 'pictures'}")
     captions = "captions" if first.info.has_captions else "no captions"
     print(f"  classes: {first.info.num_classes or 'none'}, {captions}")
     print(f"  licence: {first.info.licence}")
-    if not first.info.has_pictures:
+    if first.info.has_clips and _PREVIEW.value:
+        write_clips(first, Path(_PREVIEW.value), _PIXELS.value, data.window or Window(8))
+        print(f"  frames of the first clips: {_PREVIEW.value}")
+    elif not first.info.has_pictures:
         print("  latents alone, no pictures")
     elif _PREVIEW.value:
         write_preview(first, Path(_PREVIEW.value), _PIXELS.value)
         print(f"  the first pictures: {_PREVIEW.value}")
+
+
+def write_clips(source: sources.Source, path: Path, pixels: int, window: Window, count: int = 16) -> None:
+    """Writes a sheet of the first readable clips: a row of frames for each."""
+    clips = []
+    for index in range(min(count, len(source))):
+        try:
+            clips.append(read_clip(source.clip(source[index]), window, 0.0, (pixels, pixels)))
+        except MissingPackageError:
+            raise
+        except Exception as error:
+            print(f"  record {index} is unreadable: {type(error).__name__}: {error}")
+    if not clips:
+        raise DataError(f"none of the first {count} records of {source.info.name} can be read")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(path, make_grid(np.stack(clips)))
 
 
 def write_preview(source: sources.Source, path: Path, pixels: int, count: int = 64) -> None:

@@ -34,12 +34,13 @@ def test_every_config_is_valid_and_says_how_to_run_it(path):
     config = module.get_config()
     config = parse_experiment(config).base if "ablation" in config else from_dict(config)
     assert f"--config=configs/{path.name}" in str(module.__doc__)
+    *frames, height, width, channels = config.model.sample_shape
+    assert frames == ([config.data.frames] if config.data.frames else [])
     if config.latent.autoencoder:
-        height, width, channels = config.model.sample_shape
         assert (8 * height, 8 * width) == config.data.size
         assert channels in (4, 32)
     else:
-        assert config.model.sample_shape == (*config.data.size, 3)
+        assert (height, width, channels) == (*config.data.size, 3)
 
 
 def test_json_round_trip():
