@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests import programs
 from zigma_jax.bench.cases import SIZES, Case, model_config
@@ -64,7 +65,7 @@ def test_the_table_and_where_lines_cross():
     assert "| 256 × 1 | zigma | 32.1 M | default | 2 | 2.00 | 1.00 | 0.50 | 1.00 |" in table
     assert "| 1,024 × 1 | zigma | 32.1 M | default | 8 | 0.50 | 1.00 | 0.12 | 1.00 |" in table
     assert "| 1,024 × 1 | mamba2 | killed by signal 9 |" in table
-    np.testing.assert_allclose(crossing(records, "zigma", "seconds", "forward"), 512)  # half way, in logarithms
+    assert crossing(records, "zigma", "seconds", "forward") == pytest.approx(512)  # half way, in logarithms
     assert crossing(records, "zigma", "peak_bytes", "forward") is None  # it is always leaner
     assert crossing(records, "zigma", "seconds", "gradient") is None
 
@@ -87,7 +88,7 @@ def test_a_run_leaves_its_files_and_goes_on(tmp_path):
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="the group torch is not installed")
 def test_pytorchs_transformer_is_ours():
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     from zigma_jax.bench.torch_sit import SiT
     from zigma_jax.interop.official import official_tensors
@@ -95,8 +96,6 @@ def test_pytorchs_transformer_is_ours():
 
     case = Case("torch_sit", "s", 16, 2, "forward")
     cfg = model_config(case)
-    import flax.nnx as nnx
-
     state = arguments((nnx.state(nnx.eval_shape(lambda: build(cfg, rngs=nnx.Rngs(0))), nnx.Param),))[0]
     ours = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: build(cfg, rngs=nnx.Rngs(0)))), state)
     theirs = SiT(cfg)
