@@ -106,10 +106,13 @@ def test_frames_one_by_one_are_in_the_order_of_their_numbers(tmp_path):
 
 def test_short_clips_are_looped_or_refused():
     clip = movie(numbered(5), 10.0)
+    by_rate = Window(8, 1, 10.0, "refuse")
     assert read(clip, Window(8), 0.7) == [0, 1, 2, 3, 4, 0, 1, 2]
     assert read(clip, Window(8, fps=10.0)) == [0, 1, 2, 3, 4, 0, 1, 2]
-    for window, said in ((Window(8, 1, None, "refuse"), "5 frames long, and a window takes 8 frames"),
-                         (Window(8, 1, 10.0, "refuse"), r"0\.5 s long, and a window takes more than 0\.7 s")):  # fmt: skip
+    for window, said in (
+        (Window(8, 1, None, "refuse"), "5 frames long, and a window takes 8 frames"),
+        (by_rate, r"0\.5 s long, and a window takes more than 0\.7 s"),
+    ):
         with pytest.raises(DataError, match=said):
             read(clip, window)
     assert read(animated("GIF", numbered(1)), Window(4)) == [0, 0, 0, 0]
@@ -201,16 +204,15 @@ def test_windows_depend_on_seed_and_sample_alone(data_dir):
 
 
 def test_a_folder_of_clips(tmp_path):
+    contents = {
+        "mp4": movie(numbered(12), 8.0),
+        "webm": encode(numbered(12), codec="libvpx-vp9", container="webm"),
+        "gif": animated("GIF", numbered(12)),
+    }
     for number, (place, suffix) in enumerate([("train/cat", "mp4"), ("train/dog", "webm"), ("test/cat", "gif")]):
         folder = tmp_path / "clips" / place
         folder.mkdir(parents=True)
-        frames = numbered(12)
-        content = {
-            "mp4": lambda: movie(frames, 8.0),
-            "webm": lambda: encode(frames, codec="libvpx-vp9", container="webm"),
-            "gif": lambda: animated("GIF", frames),
-        }[suffix]()
-        (folder / f"{number}.{suffix}").write_bytes(content)
+        (folder / f"{number}.{suffix}").write_bytes(contents[suffix])
         (folder / f"{number}.txt").write_text(f"clip {number}\n")
     single = tmp_path / "clips" / "train" / "dog" / "walk"
     single.mkdir()

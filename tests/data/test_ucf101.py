@@ -105,7 +105,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
         open_source(config(tmp_path))
     write_rar(tmp_path / "UCF101.rar", clips())
     write_lists(tmp_path, **{"trainlist01.txt": "Juggling/v_Juggling_g01_c01.avi 4"})
-    with pytest.raises(DataError, match="Juggling.* is in no class"):
+    with pytest.raises(DataError, match=r"Juggling.* is in no class"):
         open_source(config(tmp_path))
     write_lists(tmp_path, **{"classInd.txt": "Archery 1"})
     with pytest.raises(DataError, match=r"classInd\.txt"):

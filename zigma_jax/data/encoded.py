@@ -1,9 +1,10 @@
 """Pictures encoded once: the posterior of every picture of a set, kept beside the set.
 
 An encoded set holds the mean and the standard deviation of each picture's latents in float16, and the same of its
-mirror image if `data.flip`. Of a clip there are some windows, spread evenly over it, each frame of which is encoded as a
-picture; every time that the clip is seen one of them is drawn. A set is found by what it was made of and by: data set, version, split, size and crop of the
-pictures, network and its weights. Whatever of that changes, the set is another one.
+mirror image if `data.flip`. Of a clip there are some windows, spread evenly over it, each frame of which is encoded as
+a picture; every time that the clip is seen one of them is drawn. A set is found by what it was made of and by: data
+set, version, split, size and crop of the pictures, window of clips, network and its weights. Whatever of that changes,
+the set is another one.
 
 Pictures are always computed in the same groups, whatever the number of devices and processes, because a network's
 rounding may depend on how many pictures it sees at once: so the files are the same to the byte.
@@ -130,8 +131,8 @@ def encode_share(
 
 
 Picture = tuple[np.ndarray, int] | str
-"""uint8 pixels (1, h, w, 3), of a clip (windows, f, h, w, 3), and label (-1 where there are no classes); or what is wrong
-with the picture."""
+"""uint8 pixels (1, h, w, 3), of a clip (windows, f, h, w, 3), and label (-1 where there are no classes); or what is
+wrong with the picture."""
 
 
 def _read(source: Source, config: DataConfig, windows: int, index: int) -> tuple[int, Picture]:

@@ -45,8 +45,6 @@ FVD_NETWORK = "i3d-fvd"
 # name: (what builds it from a file, where a package has one or None, what to do where there is none)
 NETWORKS = {
     "effnet": (effnet.EfficientNetLite0, effnet.packaged_weights, effnet.WHERE),
-    "i3d": (i3d.I3D, None, i3d.WHERE),
-    "transnetv2": (transnet.TransNetV2, transnet.packaged_weights, transnet.WHERE),
     "inception": (partial(inception.InceptionV3, prepare=inception.as_tensorflow), None, inception.WHERE),
     "inception-pytorch-fid": (partial(inception.InceptionV3, prepare=inception.as_pytorch_fid), None, inception.WHERE),
 } | {
@@ -57,6 +55,10 @@ NETWORKS = {
     )
     for size in dinov2.SIZES
     for registers in (False, True)
+}
+NETWORKS |= {
+    "i3d": (i3d.I3D, None, i3d.WHERE),
+    "transnetv2": (transnet.TransNetV2, transnet.packaged_weights, transnet.WHERE),
 }
 
 

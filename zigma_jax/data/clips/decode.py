@@ -81,7 +81,7 @@ def _open(stack: contextlib.ExitStack, clip: Clip, window: Window) -> Opened:
         return _open_frames([path.read_bytes for path in frame_files(clip)], window)
     if not isinstance(clip, bytes | Path):
         return _open_frames([lambda frame=frame: frame for frame in clip], window)
-    file = stack.enter_context(open(clip, "rb") if isinstance(clip, Path) else io.BytesIO(clip))
+    file = stack.enter_context(clip.open("rb") if isinstance(clip, Path) else io.BytesIO(clip))
     head = file.read(16)
     file.seek(0)
     if _ANIMATED.match(head):

@@ -53,8 +53,8 @@ def find_builder(name: str, data_dir: str | None) -> DatasetBuilder:
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=1)
         raise ConfigError(
-            f"data.name={name!r} is neither avatars, emoji, avatars_moving, folder, parquet, celeba, coco, ucf101, webdataset nor "
-            f"hf://datasets/…, nor a set that TFDS knows or finds prepared in data.data_dir={data_dir!r}"
+            f"data.name={name!r} is neither avatars, avatars_moving, emoji, folder, parquet, celeba, coco, ucf101, "
+            f"webdataset nor hf://datasets/…, nor a set that TFDS knows or finds prepared in data.data_dir={data_dir!r}"
             + (f"; did you mean {close[0]}?" if close and close[0] != name else f": {_line(error)[:100]}")
         ) from None
 

@@ -47,7 +47,7 @@ PICTURES = Kind("pictures", find_pictures, is_picture, SUFFIXES)
 
 
 class Picture(NamedTuple):
-    """One picture (or clip) of a folder; label None where there are no classes, captions empty where there are no texts."""
+    """One picture, or clip, of a folder; label None where there are no classes, captions empty where there are none."""
 
     path: Path
     label: str | None
@@ -55,7 +55,7 @@ class Picture(NamedTuple):
 
 
 def scan(folder: Path, kind: Kind = PICTURES) -> dict[str, list[Picture]]:
-    """The pictures, or others of `kind`, of a folder by split, each in the order of their names or the metadata's rows.
+    """The pictures, or others of `kind`, of a folder by split, each in the order of their names or of the table's rows.
 
     Raises:
         DataError: naming `data.folder` and the rule broken: a missing folder, no pictures, a table that cannot be used
@@ -117,7 +117,8 @@ def _check_nothing_beside(folder: Path, splits: dict[str, Path], kind: Kind) -> 
         if entry.name not in names and (kind.find(Path(entry)) if is_directory(entry) else kind.is_one(entry.name)):
             raise DataError(
                 f"data.folder={str(folder)!r}: {', '.join(sorted(names))} are names of splits, and there are "
-                f"{kind.words} beside them: {entry.name!r}; if all are classes, move them into {str(folder / 'train')!r}"
+                f"{kind.words} beside them: {entry.name!r}; if all are classes, move them into "
+                f"{str(folder / 'train')!r}"
             )
 
 
