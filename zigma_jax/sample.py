@@ -133,6 +133,7 @@ def _fill(directory: SampleDirectory, work: Work, conditions: Conditions, name: 
                 break
         else:
             return True
+    assert stops.received is not None
     print(
         f"{stops.received.name}: the first {directory.count} of {directory.num} samples are in {directory.path}; "
         "the same command goes on from them"

@@ -140,7 +140,7 @@ class Run:
         self.train_step = make_train_step(
             graphdef, optimizer, config, self.mesh, self.abstract_state, source.samples, given.conditions
         )
-        self.text_tokens = 0 if given.texts is None else given.texts.length
+        self.text_tokens = getattr(given.texts, "length", 0)
         self.shown = preview_conditions(config, given.encoder)
         null = self.shown.null if isinstance(self.shown, Prompts) else None
         self._sampler = make_sampler(graphdef, config.interpolant, config.sample, self.mesh, cfg.seed, null)

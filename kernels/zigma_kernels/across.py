@@ -13,6 +13,7 @@ out. Nothing of this changes the result but the order of float32 sums.
 
 import functools
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,9 @@ def _exchange(x: Array, layout: Layout, place: np.ndarray, send: np.ndarray | No
     return jnp.take(x, jnp.asarray(place)[here], axis=1)
 
 
-def conv(x: Array, weight: Array, bias: Array | None, layout: Layout, activation: str | None = "silu") -> Array:
+def conv(
+    x: Array, weight: Array, bias: Array | None, layout: Layout, activation: Literal["silu"] | None = "silu"
+) -> Array:
     """`causal_conv` along the layout's path; x and the result lie as the layout says."""
     tokens, past = _folded(x, layout), len(weight) - 1
     state = None
@@ -201,7 +204,7 @@ def _folded(x: Array, layout: Layout) -> Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _tables(path: GridPath, devices: int):
+def _tables(path: GridPath, devices: int) -> tuple[Any, ...]:
     """(ranks, send, place, send back, place back, (inside, its inverse)); ranks None where tokens travel.
 
     Otherwise ranks is the range that each device holds, and `inside` (s, L / s) orders its own tokens.

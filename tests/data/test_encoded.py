@@ -28,6 +28,7 @@ from zigma_jax.data.pictures.pixels import to_float
 from zigma_jax.data.pipeline import BadDataError, DataConfig, make_dataset, one_pass, open_source
 from zigma_jax.data.posterior import draw
 from zigma_jax.errors import ConfigError, DataError
+from zigma_jax.training.samples import pictures
 
 TOY = ToyAutoencoder.of()
 
@@ -70,7 +71,7 @@ def whole(source, config, tmp_path):
 def test_it_holds_the_posterior_of_every_picture_and_its_mirror_image(whole, source, config):
     (batch,) = one_pass(config, batch_size=64)
     for flip in (False, True):
-        images = batch["image"][:, :, ::-1] if flip else batch["image"]
+        images = to_float(batch["image"][:, :, ::-1] if flip else batch["image"])
         mean, logvar = TOY.encode(images)
         assert logvar is not None
         found = whole.batch([whole.read(i, flip) for i in range(64)])
@@ -294,7 +295,7 @@ def test_unreadable_pictures_are_counted_and_replaced_as_those_of_pixels(damaged
     pixels, latents = (make_dataset(config, global_batch=10, encoded=e) for e in (None, made))
     for a, b in zip(itertools.islice(pixels, 8), itertools.islice(latents, 8), strict=True):
         np.testing.assert_array_equal(a["index"], b["index"])
-        mean, _ = TOY.encode(a["image"])
+        mean, _ = TOY.encode(pictures(a))
         np.testing.assert_allclose(b["mean"], mean, atol=2e-3)
     assert (latents.reads.seen, latents.reads.bad) == (pixels.reads.seen, pixels.reads.bad) == (80, 4)
 
@@ -334,7 +335,7 @@ def test_batches_are_those_of_the_pixels(latents, config):
     for a, b in zip(itertools.islice(pixels, 20), itertools.islice(latents(), 20), strict=True):
         np.testing.assert_array_equal(a["index"], b["index"])
         np.testing.assert_array_equal(a["label"], b["label"])
-        np.testing.assert_allclose(b["mean"], TOY.encode(a["image"])[0], atol=1e-3)  # mirrored where the pixels are
+        np.testing.assert_allclose(b["mean"], TOY.encode(pictures(a))[0], atol=1e-3)  # mirrored where the pixels are
         assert (b["mean"].dtype, b["std"].dtype) == (np.float16, np.float16)
     captions = latents().captions(b)
     assert captions == pixels.captions(a)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import picture, write
-from zigma_jax.data.pictures.pixels import to_float, to_uint8
+from zigma_jax.data.pictures.pixels import to_float
 from zigma_jax.data.pictures.sets import of_dataset, of_files
 from zigma_jax.data.pipeline import DataConfig, one_pass, open_source
 
@@ -91,7 +91,7 @@ def test_what_is_no_picture(tmp_path):
 
 def test_a_data_set_is_not_mirrored(data_dir):
     config = DataConfig("avatars/tiny", data_dir, image_size=8, flip=True)
-    expected = np.concatenate([to_uint8(batch["image"]) for batch in one_pass(config, batch_size=64)])
+    expected = np.concatenate([batch["image"] for batch in one_pass(config, batch_size=64)])
     info = open_source(config).info
     pictures = of_dataset(config, info)
     assert (pictures.count, pictures.size) == (64, (8, 8))

@@ -67,7 +67,7 @@ def test_eight_devices_compute_what_one_does(on_one_device, monkeypatch, fsdp, a
 
 @pytest.mark.parametrize("mixer", [pytest.param("attention", marks=pytest.mark.slow), "mamba2"])
 def test_other_mixers_on_eight_devices(monkeypatch, mixer):
-    monkeypatch.setattr("zigma_jax.training.sharding.SMALLEST_DIVIDED", 64)
+    monkeypatch.setattr("zigma_jax.models.placement.SMALLEST_DIVIDED", 64)
     changes = {"mixer": mixer, "head_size": 8, "mlp_ratio": 2.0, "attention_every": 2 * (mixer == "mamba2")}
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **changes))
     divided = dataclasses.replace(config, train=dataclasses.replace(config.train, fsdp=8))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import zigma_kernels
@@ -62,7 +62,7 @@ def in_visiting_order(
     return lay(across.enter, x), layouts, partial(lay, across.leave)
 
 
-def causal_conv(x: Array, weight: Array, bias: Array, *, order: Order, activation: str | None) -> Array:
+def causal_conv(x: Array, weight: Array, bias: Array, *, order: Order, activation: Literal["silu"] | None) -> Array:
     """`zigma_kernels.causal_conv`, also along a `Layout`."""
     if not isinstance(order, Layout):
         return zigma_kernels.causal_conv(x, weight, bias, order=order, activation=activation)
@@ -93,7 +93,7 @@ def selective_scan(
     return _divided(run, 5, 3)(u, dt, B, C, z, A, D, dt_bias)
 
 
-def _divided(function: Callable[..., Array], tokens: int, weights: int = 0) -> Callable[..., Array]:
+def _divided(function: Callable[..., Any], tokens: int, weights: int = 0) -> Callable[..., Array]:
     """The function on each device's samples and tokens: first so many arrays of tokens, then so many of weights."""
     specs = (DIVIDED,) * tokens + (PartitionSpec(),) * weights
     return jax.shard_map(function, mesh=current_mesh(), in_specs=specs, out_specs=DIVIDED)

@@ -96,9 +96,9 @@ class CompileTime:
         self._seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
-    def _note(self, event: str, seconds: float, **_: Any) -> None:
+    def _note(self, event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            self._seconds += seconds
+            self._seconds += duration_secs
 
     def __call__(self) -> float:
         seconds, self._seconds = self._seconds, 0.0

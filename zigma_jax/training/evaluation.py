@@ -262,11 +262,15 @@ def with_bar(pictures: Pictures, batch_size: int, name: str, shown: list[np.ndar
     """The batches, or this process's share of each where a set is read by shares, with a progress bar."""
     interval = 0.1 if sys.stderr.isatty() else 30  # a log file wants few lines
     hidden = processes.index() > 0
-    whole = shown is not None or pictures.shares is None
+    batches: Iterator[Any] = (
+        pictures.batches(batch_size)
+        if shown is not None or pictures.shares is None
+        else map(Share._make, pictures.shares(batch_size))
+    )
     with tqdm(
         total=pictures.count, desc=name, unit="picture", leave=False, mininterval=interval, disable=hidden
     ) as bar:
-        for batch in pictures.batches(batch_size) if whole else map(Share._make, pictures.shares(batch_size)):
+        for batch in batches:
             if shown is not None and sum(map(len, shown)) < 100:
                 shown.append(batch)
             yield batch
