@@ -21,8 +21,8 @@ from zigma_kernels.selective_scan.cases import CASES, Case
 ODD = [  # lengths about a chunk, channels about a vector and a block, states about a pair
     Case("", 1, 1, 1, 1),
     Case("", 2, 2, 17, 2, initial_state=True),
-    Case("", 1, 32, 64, 16, order=GridPath.hilbert((4, 8))),
-    Case("", 3, 33, 65, 3, order=GridPath.random((3, 11), 0), initial_state=True),
+    Case("", 1, 64, 64, 16, order=GridPath.hilbert((8, 8))),
+    Case("", 3, 65, 65, 3, order=GridPath.random((5, 13), 0), initial_state=True),
     Case("", 1, 130, 130, 5, gate=False, order=GridPath.zigzag((10, 13), (1, 0), (True, False))),
     Case("", 2, 60, 33, 17, dtype="bfloat16", order=GridPath.zigzag((3, 4, 5), (1, 2)), initial_state=True),
 ]

@@ -219,31 +219,36 @@ class ZigMa(nnx.Module):
 
         apply_block = remat(apply_block, remat_policy(self.cfg.remat), static_argnums=(0,))
 
-        def apply_layers(residual, xs):
-            """Consecutive layers from a group's first on; `xs`: those of `blocks`, those that attend, orders, keep."""
-            *layers, indices, keep = xs
-            used = [0] * len(layers)
-            for i in range(len(indices)):
-                kind = int(len(layers) > 1 and self.cfg.attends(i))
-                layer = jax.tree.map(lambda a, n=used[kind]: a[n], layers[kind])
-                residual = apply_block(i, indices[i], residual, layer, None if keep is None else keep[i])
-                used[kind] += 1
-            return residual, None
-
         attending = size // self.cfg.attention_every if len(names) > 1 else 0
-        groups = self.cfg.depth // size
-        stacks = [*zip(layers, (size - attending, attending), strict=False), (indices, size)]
+        groups, rest = divmod(self.cfg.depth, size)
         if keep is not None:
             residual = residual * keep[0][:, None, None]
             keep = jnp.stack([keep[:-1], keep[1:]], axis=1)
-        stacks.append((keep, size))
-        grouped = [
-            jax.tree.map(lambda a, n=n: a[: groups * n].reshape(groups, n, *a.shape[1:]), stack) for stack, n in stacks
-        ]
-        residual, _ = jax.lax.scan(apply_layers, residual, grouped, unroll=self.cfg.unroll or 1)
-        if self.cfg.depth % size:
-            rest = [jax.tree.map(lambda a, n=n: a[groups * n :], stack) for stack, n in stacks]
-            residual, _ = apply_layers(residual, rest)
+        stacks, counts = (*layers, indices, keep), (*(size - attending, attending)[: len(names)], size, size)
+
+        def part(x, n, i):
+            """Of n layers the i-th; of one it is what it is: untouched, the backward pass needs no copy of it."""
+            return x if n == 1 else jax.tree.map(lambda a: a[i], x)
+
+        def apply_layers(residual, xs, count=size, counts=counts):
+            """The first `count` layers of a group; `xs`: those of `blocks`, those that attend, orders, keep."""
+            used = [0] * len(names)
+            for i in range(count):
+                kind = int(len(names) > 1 and self.cfg.attends(i))
+                layer = part(xs[kind], counts[kind], used[kind])
+                index, scales = (part(x, counts[-1], i) for x in xs[-2:])
+                residual = apply_block(i, index, residual, layer, scales)
+                used[kind] += 1
+            return residual, None
+
+        def grouped(a, n):
+            return a[:groups] if n == 1 else a[: groups * n].reshape(groups, n, *a.shape[1:])
+
+        xs = [jax.tree.map(lambda a, n=n: grouped(a, n), stack) for stack, n in zip(stacks, counts, strict=True)]
+        residual, _ = jax.lax.scan(apply_layers, residual, xs, unroll=self.cfg.unroll or 1)
+        if rest:
+            xs = [jax.tree.map(lambda a, n=n: a[groups * n :], stack) for stack, n in zip(stacks, counts, strict=True)]
+            residual, _ = apply_layers(residual, xs, rest, (None,) * len(counts))
         return residual
 
     def _orders(self) -> tuple[int, list[tuple[GridPath | Visit, ...]], Integer[Array, " depth"]]:

@@ -26,7 +26,7 @@ import jaxlib
 
 from zigma_kernels.partitioned import vary_alike
 
-CHUNK = 32  # tokens of a sequence between two saved states
+CHUNK = 64  # tokens of a sequence between two saved states
 BLOCK = 64  # channels of a task; what is summed over channels is summed block by block, whatever the machine
 
 _OPTIONS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
@@ -57,10 +57,18 @@ def require() -> None:
         raise NotImplementedError(reason)
 
 
-def call(symbol: str, results, **options):
-    """The function of arrays that runs a kernel of the library; `results`: their shapes and dtypes."""
+def call(symbol: str, results, aliases: dict[int, int] | None = None, **options):
+    """The function of arrays that runs a kernel of the library.
+
+    Args:
+        symbol: the kernel's name.
+        results: shapes and dtypes of what it returns.
+        aliases: which argument's memory, if nothing needs it later, serves for which result.
+        options: attributes of the kernel.
+    """
     require()
-    return functools.partial(jax.ffi.ffi_call(_target(symbol), results), **options)
+    run = jax.ffi.ffi_call(_target(symbol), results, input_output_aliases=aliases)
+    return functools.partial(run, **options)
 
 
 def by_platform(kernel, other, *arrays):

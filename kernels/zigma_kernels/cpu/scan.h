@@ -316,15 +316,15 @@ void scan_backward(xla::ffi::ThreadPool& pool, const ScanArrays<T>& s, const Sca
             int some = task.count(v);
             V u = t.u[i][v], dx = t.dx[i][v], dy = t.dy[i][v];
             V ddt = (t.ddelta[i][v] * splat(LN_2) + u * dx) * sigmoid(t.x[i][v]);
-            store(r.du + at + v * W, t.delta[i][v] * dx + task.D[v] * dy, some);
-            store(r.ddt + at + v * W, ddt, some);
             dD[v] += dy * u;
             ddt_bias[v] += ddt;
-            if (s.z) {
+            if (s.z) {  // first of all: du may lie where dy does
               V z = t.z[i][v], gate = sigmoid(z), y = t.y[i][v] + task.D[v] * u;
               V out = load(r.dy + at + v * W, some);
               store(r.dz + at + v * W, out * y * gate * (splat(1.f) + z * (splat(1.f) - gate)), some);
             }
+            store(r.du + at + v * W, t.delta[i][v] * dx + task.D[v] * dy, some);
+            store(r.ddt + at + v * W, ddt, some);
           }
           const V* of_token = sums.get() + i * 2 * task.states;
           int64_t to = (block * rows + task.row(i)) * s.n;
