@@ -74,8 +74,9 @@ def _backward(tokens, starts, dy, dfinal, u, dt, z, B, C, A, D, dt_bias, state):
 
     def kernel(starts, dy, dfinal, tokens, u, dt, z, B, C, A, D, dt_bias, state):
         del state
-        # A task reads all that it needs of a row before it writes there. u is not among them: it is needed again.
-        aliases = {2: 1, 10: 0} | ({3: 2} if z is not None else {})  # dt, dy, z: ddt, du, dz
+        # A task reads all that it needs of a row before it writes there. Gradients of dt and z may so lie where these
+        # do, which nothing needs any more; u is needed again.
+        aliases = {2: 1} | ({3: 2} if z is not None else {})
         run = call(f"selective_scan_backward_{u.dtype}", results, aliases)
         arrays = tokens, u, dt, u if z is None else z, B, C, A, D, dt_bias, starts, dy, dfinal
         du, ddt, dz, *rest, _, _ = run(*arrays, gated=z is not None)
