@@ -125,6 +125,11 @@ def require_nvidia_gpu(capability: tuple[int, int]) -> None:
         raise NotImplementedError(f"{wanted}; here it is {found[0]}.{found[1]}")
 
 
+def platform() -> str:
+    """Where JAX computes by default, or what is compiled for: "cpu", "gpu", "cuda", "tpu" …"""
+    return _default_devices()[0].platform
+
+
 def nvidia_capability() -> tuple[int, int] | None:
     """The lowest compute capability of the GPUs that JAX uses by default; None if they are not NVIDIA's."""
     versions = [str(getattr(device, "compute_capability", "")) for device in _default_devices()]

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Integer, Key
 from zigma_kernels import GridPath, Visit
+from zigma_kernels.dispatch import platform
 
 from zigma_jax.models.blocks import Block
 from zigma_jax.models.config import ZigMaConfig
@@ -33,7 +34,7 @@ REMAT_POLICIES = {
 def remat_policy(remat: str):
     """The policy called so for `jax.checkpoint`, or None: everything is kept."""
     if remat == "auto":
-        remat = "block" if jax.default_backend() == "cpu" else "none"
+        remat = "block" if platform() == "cpu" else "none"
     return REMAT_POLICIES.get(remat)
 
 
