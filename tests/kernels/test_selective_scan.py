@@ -12,6 +12,7 @@ from zigma_kernels.grid_path import GridPath
 from zigma_kernels.selective_scan import IMPLEMENTATIONS, selective_scan, xla, xla_chunks
 from zigma_kernels.selective_scan.api import _check_shapes
 from zigma_kernels.selective_scan.cases import CASES, Case
+from zigma_kernels.visiting import Visit
 
 # "xla" is token by token on the CPU that runs these tests; "xla_chunks" is what it is elsewhere. "cpu" has tests of its
 # own as well, in test_cpu_kernels.
@@ -133,6 +134,28 @@ def test_gradients_along_a_numpy_permutation_and_its_grid_path():
     found = outputs_and_gradients(args, "xla", np.array(path.permutation))
     expected = jax.tree.map(np.asarray, outputs_and_gradients(args, "xla_chunks", path))
     assert_close(found, expected, tolerance("float32", 42))
+
+
+@pytest.mark.parametrize("name", ["cpu", "xla", "xla_chunks", "reference"])
+def test_orders_as_data(name):
+    """A loop over a table of paths, each of three segments, gives what each path gives."""
+    paths = GridPath.zigzag((3, 4, 5), (1, 2)), GridPath.raster((3, 4, 5), (2, 1), (True, False))
+    args = jax.tree.map(jnp.asarray, Case("", 1, 60, 3, 2).arguments())
+    table = Visit.table(paths)
+
+    @jax.jit
+    def both(args):
+        def one(_, i):
+            return None, selective_scan(**args, order=table[i], implementation=name)
+
+        return jax.lax.scan(one, None, jnp.arange(2))[1]
+
+    for path, y in zip(paths, both(args), strict=True):
+        expected = selective_scan(**args, order=path, implementation=name)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    short = {key: x[:, :59] if x.ndim == 3 else x for key, x in args.items()}
+    with pytest.raises(ValueError, match=r"order: a Visit of \(60,\) tokens, but the arrays hold 59"):
+        selective_scan(**short, order=table[0], implementation=name)
 
 
 def test_a_scan_resumes_from_a_state():

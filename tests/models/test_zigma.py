@@ -4,18 +4,20 @@ import dataclasses
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from zigma_kernels.dispatch import compiling_for
 
 import zigma_jax as zj
 from tests.random_model import random_model
 from zigma_jax.interop.weights import parameter_shapes
 from zigma_jax.models.embeddings import patchify
-from zigma_jax.models.zigma import drop_path_scales
+from zigma_jax.models.zigma import REMAT_POLICIES, drop_path_scales, remat_policy
 
 TINY = zj.ZigMaConfig(sample_shape=(6, 4, 3), patch_size=2, hidden_size=16, depth=3, scan="zigzag2", state_size=4)
 
@@ -146,6 +148,28 @@ def test_remat_and_unrolling_change_nothing_but_memory():
         saved = gradient(model_like(model, **change))
         for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(saved), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(a))), err_msg=str(change))
+
+
+def test_remat_of_the_platform():
+    assert remat_policy("auto") is REMAT_POLICIES["block"]
+    with compiling_for(SimpleNamespace(platform="cuda", device_kind="H100", compute_capability="9.0")):
+        assert remat_policy("auto") is None
+
+
+def test_one_program_for_all_orders():
+    """Orders are data: the loop over layers has one body, whose size does not grow with the number of orders."""
+
+    def lines(**change):
+        cfg = dataclasses.replace(TINY, depth=8, remat="block", **change)
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: zj.ZigMa(cfg, rngs=nnx.Rngs(0))))
+        x, t, _ = inputs(cfg)
+        gradient = jax.jit(jax.grad(lambda s: jnp.sum(nnx.merge(graphdef, s)(x, t))))
+        return len(gradient.lower(state).as_text().splitlines())
+
+    assert lines(scan="zigzag8") <= 1.1 * lines(scan="zigzag1")
+    assert lines(scan="zigzag8", attention_every=2, head_size=8) <= 1.1 * lines(
+        scan="zigzag1", attention_every=2, head_size=8
+    )
 
 
 def test_what_remat_recomputes():
