@@ -153,7 +153,8 @@ def test_remat_and_unrolling_change_nothing_but_memory():
 def test_remat_of_the_platform():
     assert remat_policy("auto") is REMAT_POLICIES["block"]
     with compiling_for(SimpleNamespace(platform="cuda", device_kind="H100", compute_capability="9.0")):
-        assert remat_policy("auto") is None
+        assert remat_policy("auto") is REMAT_POLICIES["mixer"]
+    assert remat_policy("none") is None
 
 
 def test_one_program_for_all_orders():

@@ -47,8 +47,8 @@ class ZigMaConfig:
         dtype: compute dtype of matrix products and activations. Parameters, the residual stream, norms, the
             scan's state and the output layer are float32 whatever it is.
         remat: what the backward pass recomputes: nothing ("none"), all but matrix products and scans ("dots"), all
-            but the mixer's first product and its scan ("mixer"), or whole blocks ("block"). "auto" is what was
-            measured best on the platform at hand: "block" on a CPU, "none" elsewhere.
+            but the mixer's first product and its scan ("mixer"), or whole blocks ("block"). "auto" is "block" on a
+            CPU, where it was measured faster than keeping anything, and "mixer" elsewhere.
         unroll: compiles every layer by itself, not a loop over them: that takes longer, but a training step need not
             copy what its backward pass reads into arrays of all layers.
         scan_implementation: passed to `zigma_kernels.selective_scan`; None picks the fastest that fits.

@@ -34,7 +34,7 @@ REMAT_POLICIES = {
 def remat_policy(remat: str):
     """The policy called so for `jax.checkpoint`, or None: everything is kept."""
     if remat == "auto":
-        remat = "block" if platform() == "cpu" else "none"
+        remat = "block" if platform() == "cpu" else "mixer"
     return REMAT_POLICIES.get(remat)
 
 
