@@ -295,7 +295,7 @@ def test_unreadable_pictures_are_counted_and_replaced_as_those_of_pixels(damaged
     pixels, latents = (make_dataset(config, global_batch=10, encoded=e) for e in (None, made))
     for a, b in zip(itertools.islice(pixels, 8), itertools.islice(latents, 8), strict=True):
         np.testing.assert_array_equal(a["index"], b["index"])
-        mean, _ = TOY.encode(pictures(a))
+        mean, _ = TOY.encode(pictures(jax.tree.map(jnp.asarray, a)))
         np.testing.assert_allclose(b["mean"], mean, atol=2e-3)
     assert (latents.reads.seen, latents.reads.bad) == (pixels.reads.seen, pixels.reads.bad) == (80, 4)
 
@@ -335,7 +335,9 @@ def test_batches_are_those_of_the_pixels(latents, config):
     for a, b in zip(itertools.islice(pixels, 20), itertools.islice(latents(), 20), strict=True):
         np.testing.assert_array_equal(a["index"], b["index"])
         np.testing.assert_array_equal(a["label"], b["label"])
-        np.testing.assert_allclose(b["mean"], TOY.encode(pictures(a))[0], atol=1e-3)  # mirrored where the pixels are
+        np.testing.assert_allclose(
+            b["mean"], TOY.encode(pictures(jax.tree.map(jnp.asarray, a)))[0], atol=1e-3
+        )  # mirrored where the pixels are
         assert (b["mean"].dtype, b["std"].dtype) == (np.float16, np.float16)
     captions = latents().captions(b)
     assert captions == pixels.captions(a)
