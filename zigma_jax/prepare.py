@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _CONFIG.value is None:
             _JOIN()
-            place = {"data_dir": _DATA_DIR.value, "folder": _FOLDER.value, "shards": _SHARDS.value}
+            place: dict[str, Any] = {"data_dir": _DATA_DIR.value, "folder": _FOLDER.value, "shards": _SHARDS.value}
             data = DataConfig(name=_NAME.value, frames=_FRAMES.value, **place)
             from_primary(lambda: describe(data))
             return

@@ -92,7 +92,7 @@ def test_a_part_of_the_pictures_without_attributes(folder, monkeypatch):
         (
             "img_align_celeba.zip",
             None,
-            "neither img_align_celeba.zip nor img_align_celeba/ in it. img_align_celeba.zip, ",
+            "neither img_align_celeba.zip nor img_align_celeba.rar nor img_align_celeba/ in it. img_align_celeba.zip, ",
         ),
         ("img_align_celeba.zip", b"<!DOCTYPE html>", r"is a web page \(the drive's notice of its quota"),
         ("img_align_celeba.zip", b"PK\3\4 cut off", "is no whole zip"),

@@ -133,7 +133,7 @@ def test_what_lacks_a_picture_or_captions_is_counted(folder, caplog):
     [
         (
             lambda d: (d / "annotations_trainval2014.zip").unlink(),
-            "neither annotations.zip nor annotations/ in it.*org",
+            "neither annotations.zip nor annotations.rar nor annotations/ in it.*org",
         ),
         (lambda d: [path.unlink() for path in d.glob("*2014.zip") if "ann" not in path.name], "neither train2014.zip"),
         (lambda d: (d / "train2014.zip").write_bytes(b"PK\3\4 no"), r"train2014\.zip: is no whole zip"),

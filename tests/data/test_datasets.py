@@ -202,7 +202,7 @@ def test_leftovers_of_other_programs_are_spared_for_a_day(tmp_path):
     ("name", "folder", "message"),
     [
         ("avatars/8", None, "data.name='avatars/8': avatars comes as avatars/64, avatars/256, "),
-        ("no_such_set", None, "data.name='no_such_set' is neither avatars, emoji, folder"),
+        ("no_such_set", None, "data.name='no_such_set' is neither avatars, avatars_moving, emoji, folder"),
         ("folder", None, "data.name='folder' needs data.folder"),
         ("avatars", "/pictures", "data.folder='/pictures' is set, but data.name='avatars'"),
         ("parquet", None, "data.name='parquet' needs data.folder, the directory of parquet files"),

@@ -203,6 +203,9 @@ class Told:
     def picture(self, record):
         return self._source.picture(record)
 
+    def clip(self, record):
+        return self._source.clip(record)
+
     def label(self, record):
         return self._source.label(record)
 

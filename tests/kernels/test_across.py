@@ -1,6 +1,7 @@
 """Scan and convolution over tokens divided among devices: the same values and gradients as on one device."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,11 @@ def arrays():
     return tokens, [-jnp.exp(normal(D, N)), normal(D), normal(D)], [normal(4, D), normal(D)]
 
 
+def entered(layout: Layout, *arrays) -> Any:
+    """What a device has of each, as its layout lays them."""
+    return tuple(enter(x, layout) for x in arrays)
+
+
 @pytest.mark.parametrize("name", PATHS)
 def test_tokens_are_laid_in_visiting_order_and_back(name):
     path = PATHS[name]
@@ -75,7 +81,7 @@ def test_values_and_gradients_are_those_of_one_device(name, backward):
 
     def parts(tokens, weights, of_conv):
         def local(u, dt, b, c, z, a, d, bias, kernel, shift):
-            u, dt, b, c, z = (enter(x, layout) for x in (u, dt, b, c, z))
+            u, dt, b, c, z = entered(layout, u, dt, b, c, z)
             u = conv(u, kernel, shift, layout)
             return leave(scan(u, dt, a, b, c, d, z, bias, layout), layout)
 
@@ -95,7 +101,7 @@ def test_final_state(name):
     _, expected = selective_scan(u, dt, a, b, c, d, z, bias, order=PATHS[name], return_final_state=True)
 
     def local(u, dt, b, c, z, a, d, bias):
-        u, dt, b, c, z = (enter(x, layout) for x in (u, dt, b, c, z))
+        u, dt, b, c, z = entered(layout, u, dt, b, c, z)
         return scan(u, dt, a, b, c, d, z, bias, layout, return_final_state=True)
 
     _, found = divided(local, 5, 3, out=2)(u, dt, b, c, z, a, d, bias)

@@ -44,7 +44,9 @@ _SIZE = flags.DEFINE_enum("size", "s", list(SIZES), "Models of about 33, 130 or 
 _TOKENS = flags.DEFINE_list("tokens", ["256", "1024", "4096", "16384"], "Of a sample; squares.")
 _BATCH = flags.DEFINE_integer("tokens_per_batch", 4096, "Tokens of all samples; of longer samples there is one.")
 _OPERATIONS = flags.DEFINE_list("operations", ["forward", "gradient"], f"Of {', '.join(OPERATIONS)}.")
-_REMAT = flags.DEFINE_list("remat", ["default"], "What the backward pass computes again: default, none, dots, block.")
+_REMAT = flags.DEFINE_list(
+    "remat", ["default"], "What the backward pass computes again: default, none, dots, mixer, block."
+)
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Default: float32 on a CPU, else bfloat16.")
 _ACCOUNT = flags.DEFINE_enum("account", None, list(account.TARGETS), "Compile for this device, and time nothing.")
 _MINUTES = flags.DEFINE_float("minutes", 60.0, "No case is begun after, and none runs for longer.")

@@ -40,7 +40,8 @@ def make_table(records: Sequence[Record]) -> str:
                 account = record.get("account_bytes")
                 cells += [f"{account / _GIB:.2f}" if account else ""]
             else:
-                cells += [f"{record['flops'] / 1e9:,.0f}", f"{record['bytes_accessed'] / 1e9:,.1f}"]
+                for field in ("flops", "bytes_accessed"):
+                    cells.append(f"{record[field] / 1e9:,.1f}" if record.get(field) else "")
                 cells += [f"{record['temporary_bytes'] / _GIB:.2f}", _ratio(record, sit, "temporary_bytes")]
             lines.append(_row(cells))
         lines.append("")
