@@ -12,7 +12,7 @@ from zigma_jax.models.families import build
 from zigma_jax.models.sit import SiTConfig
 from zigma_jax.training.costs import forward_flops, peak_flops, training_flops
 
-COMMON: Any = {"sample_shape": (4, 4, 4), "hidden_size": 384, "depth": 2, "patch_size": 1}
+COMMON: Any = {"sample_shape": (4, 4, 4), "hidden_size": 384, "depth": 2, "patch_size": 1, "remat": "none"}
 # Loops count once in XLA's account, so that layers are unrolled, and the tokens are one chunk of the scan.
 MODELS = {
     "zigma": ZigMaConfig(**COMMON, unroll=True, scan="zigzag2", num_classes=10),
