@@ -17,6 +17,7 @@ from absl import app, flags
 
 from zigma_jax.data.pipeline import make_dataset, open_source
 from zigma_jax.errors import ConfigError
+from zigma_jax.files import check_local
 from zigma_jax.models.families import Model
 from zigma_jax.programs import DEFINE_config, DEFINE_family, exit_with_errors, load_config, parse_flags
 from zigma_jax.training.array_store import check_same_model, flatten
@@ -75,6 +76,7 @@ def save_workdir(model: Model, config: RunConfig, workdir: Path) -> None:
         ConfigError: the workdir exists, or the configuration's model visits or places tokens otherwise.
         CheckpointError: its model has other parameters.
     """
+    check_local(workdir, "target")
     if workdir.exists():
         raise ConfigError(f"{workdir} exists; choose another name")
     # Shapes cannot tell these apart, and with others the weights are worth nothing.

@@ -2,12 +2,21 @@
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from zigma_jax.errors import ConfigError
+
 _PARTIAL = ".*.partial"
+
+
+def check_local(path: str | Path, flag: str) -> None:
+    """Raises ConfigError for a bucket's address, which would become a directory called `gs:`."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise ConfigError(f"--{flag}={path}: must be a directory; mount the bucket (gcsfuse, for one) and name that")
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:

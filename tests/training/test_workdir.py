@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.training.tiny import tiny_config
 from zigma_jax.errors import ConfigError
 from zigma_jax.train import Run, train
 from zigma_jax.training import workdir as workdir_module
+from zigma_jax.training.sample_directory import check_directory
 from zigma_jax.training.workdir import LOCK, check_same_run, owned, write_config
 
 HOLDER = """
@@ -120,3 +122,10 @@ def test_a_damaged_config_json_is_named_and_written_anew(tmp_path, data_dir, con
     write_config(tiny_config(data_dir), tmp_path)
     assert f"{tmp_path}/config.json was empty or damaged" in caplog.text
     assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 6
+
+
+def test_a_buckets_address_is_no_directory_for_samples_either(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"--output=gs:/bucket/run: must be a directory; mount the bucket"):
+        check_directory(Path("gs://bucket/run"))
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from zigma_jax.data.clips.write import can_write_movies, movie
 from zigma_jax.data.pictures.files import read_picture
 from zigma_jax.data.pictures.sets import Pictures, Size
 from zigma_jax.errors import ConfigError, DataError
-from zigma_jax.files import sync_directory, write_atomically
+from zigma_jax.files import check_local, sync_directory, write_atomically
 from zigma_jax.processes import barrier, from_primary
 from zigma_jax.training.preview import animation, make_grid, save_png
 from zigma_jax.training.streams import ArrayStream, Parts, write_npz
@@ -236,6 +236,7 @@ def _frame_name(name: str, place: int) -> str:
 
 def check_directory(path: Path) -> None:
     """Raises ConfigError for a path at which there can be no directory to write to."""
+    check_local(path, "output")
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
         raise ConfigError(f"--output={path}: {there} is a file, where a directory for the results is needed")

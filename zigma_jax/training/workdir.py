@@ -6,7 +6,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import jax
 
 from zigma_jax.errors import ConfigError
-from zigma_jax.files import sweep, write_atomically
+from zigma_jax.files import check_local, sweep, write_atomically
 from zigma_jax.processes import from_primary
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.parse_config import from_dict, to_dict
@@ -55,10 +54,7 @@ def owned(workdir: Path) -> Iterator[None]:
     Raises:
         ConfigError: another run is at work there, on this machine or another; or `workdir` is a bucket's address.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
-        raise ConfigError(
-            f"--workdir={workdir}: must be a directory; mount the bucket (gcsfuse, for one) and name that"
-        )
+    check_local(workdir, "workdir")
     with contextlib.ExitStack() as held:
         from_primary(lambda: _take(workdir, held))
         yield
