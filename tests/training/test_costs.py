@@ -15,8 +15,8 @@ from zigma_jax.training.costs import forward_flops, peak_flops, training_flops
 COMMON: Any = {"sample_shape": (4, 4, 4), "hidden_size": 384, "depth": 2, "patch_size": 1, "remat": "none"}
 # Loops count once in XLA's account, so that layers are unrolled, and the tokens are one chunk of the scan.
 MODELS = {
-    "zigma": ZigMaConfig(**COMMON, unroll=True, scan="zigzag2", num_classes=10),
-    "text": ZigMaConfig(**COMMON, unroll=True, scan="zigzag2", context_size=256),
+    "zigma": ZigMaConfig(**COMMON, unroll=True, scan_implementation="xla", scan="zigzag2", num_classes=10),
+    "text": ZigMaConfig(**COMMON, unroll=True, scan_implementation="xla", scan="zigzag2", context_size=256),
     "sit": SiTConfig(**COMMON | {"depth": 1}, num_heads=6),
 }
 
