@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ type Implementation = Callable[..., Any]
 CHOSEN = "chosen"
 _log = logging.getLogger(__name__)
 _target: ContextVar[Any] = ContextVar("target", default=None)  # the device that `compiling_for` names
+_asked_for: ContextVar[Sequence[Any] | None] = ContextVar("asked_for", default=None)
 _findings: ContextVar[dict[str, str] | None] = ContextVar("findings", default=None)  # `explain` listens here
 
 
@@ -151,7 +152,19 @@ def compiling_for(device: Any) -> Iterator[None]:
         _target.reset(token)
 
 
+@contextlib.contextmanager
+def chosen_for(devices: Sequence[Any]) -> Iterator[None]:
+    """Inside, implementations are chosen for these devices, which need not be here."""
+    token = _asked_for.set(devices)
+    try:
+        yield
+    finally:
+        _asked_for.reset(token)
+
+
 def _default_devices():
+    if (asked := _asked_for.get()) is not None:
+        return asked
     if _target.get() is not None:
         return [_target.get()]
     default = jax.config.jax_default_device  # None, a platform's name or a device
