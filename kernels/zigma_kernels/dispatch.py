@@ -14,8 +14,7 @@ type Implementation = Callable[..., Any]
 
 CHOSEN = "chosen"
 _log = logging.getLogger(__name__)
-_target: ContextVar[Any] = ContextVar("target", default=None)  # the device that `compiling_for` names
-_asked_for: ContextVar[Sequence[Any] | None] = ContextVar("asked_for", default=None)
+_target: ContextVar[Sequence[Any]] = ContextVar("target", default=())  # the devices that `compiling_for` names
 _findings: ContextVar[dict[str, str] | None] = ContextVar("findings", default=None)  # `explain` listens here
 
 
@@ -140,32 +139,20 @@ def nvidia_capability() -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def compiling_for(device: Any) -> Iterator[None]:
-    """Inside, what is traced takes the implementations that a device which need not be here would take.
+def compiling_for(*devices: Any) -> Iterator[None]:
+    """Inside, what is traced takes the implementations that these devices, which need not be here, would take.
 
-    device: has `device_kind` and, of NVIDIA's, `compute_capability`, as "9.0".
+    devices: each has `platform`, `device_kind` and, of NVIDIA's, `compute_capability`, as "9.0".
     """
-    token = _target.set(device)
+    token = _target.set(devices)
     try:
         yield
     finally:
         _target.reset(token)
 
 
-@contextlib.contextmanager
-def chosen_for(devices: Sequence[Any]) -> Iterator[None]:
-    """Inside, implementations are chosen for these devices, which need not be here."""
-    token = _asked_for.set(devices)
-    try:
-        yield
-    finally:
-        _asked_for.reset(token)
-
-
 def _default_devices():
-    if (asked := _asked_for.get()) is not None:
-        return asked
-    if _target.get() is not None:
-        return [_target.get()]
+    if _target.get():
+        return _target.get()
     default = jax.config.jax_default_device  # None, a platform's name or a device
     return [default] if isinstance(default, jax.Device) else jax.devices(default)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from zigma_kernels.dispatch import chosen_for
+from zigma_kernels.dispatch import compiling_for
 
 from zigma_jax.errors import ConfigError, MissingPackageError
 from zigma_jax.models.sequence import check_tokens
@@ -81,7 +81,7 @@ def compile_step(config: RunConfig, mesh: Mesh) -> Account:
     sharding = batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()}
     step = make_train_step(graphdef, optimizer, config, mesh, state, samples, conditions)
-    with chosen_for(list(mesh.devices.flat)):
+    with compiling_for(*mesh.devices.flat):
         compiled = step.compile(state, batch)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     text_tokens = next((x.shape[1] for name, x in batch.items() if name in ("tokens", "token_ids")), 0)
