@@ -65,8 +65,14 @@ def test_tokens_are_laid_in_visiting_order_and_back(name):
     assert layout.moves == (name not in ("raster", "rows from the bottom", "frames"))
 
 
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    ("name", "backward"),
+    [
+        pytest.param(name, backward, marks=[pytest.mark.slow] * (backward and name != "columns"))
+        for name in PATHS
+        for backward in (False, True)
+    ],
+)
 def test_values_and_gradients_are_those_of_one_device(name, backward):
     path = PATHS[name]
     layout = Layout(path, "seq", 4, backward)

@@ -42,6 +42,7 @@ def test_muon_orthogonalises_each_layers_matrices_and_leaves_the_rest_to_adam():
         np.testing.assert_allclose(muon / adamw, (muon / adamw).flat[0], rtol=1e-3)  # larger: by Nesterov's momentum
 
 
+@pytest.mark.slow
 def test_a_run_with_muon_and_a_prediction_of_data_goes_on_to_the_bit(data_dir, tmp_path):
     changes = {"optimizer__algorithm": "muon", "interpolant__prediction": "data"}
     assert train(tiny_config(data_dir, **changes), tmp_path / "whole")
@@ -53,6 +54,7 @@ def test_a_run_with_muon_and_a_prediction_of_data_goes_on_to_the_bit(data_dir, t
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(nnx.state(whole)))
 
 
+@pytest.mark.slow
 def test_power_function_averages_have_the_length_they_are_called_by(data_dir, tmp_path):
     for length in (0.02, 0.1, 0.25):
         steps, weights = 4000, np.ones(1)

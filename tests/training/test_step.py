@@ -65,7 +65,8 @@ def test_eight_devices_compute_what_one_does(on_one_device, monkeypatch, fsdp, a
     np.testing.assert_allclose(norms, on_one_device[1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("mixer", [pytest.param("attention", marks=pytest.mark.slow), "mamba2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["attention", "mamba2"])
 def test_other_mixers_on_eight_devices(monkeypatch, mixer):
     monkeypatch.setattr("zigma_jax.models.placement.SMALLEST_DIVIDED", 64)
     changes = {"mixer": mixer, "head_size": 8, "mlp_ratio": 2.0, "attention_every": 2 * (mixer == "mamba2")}

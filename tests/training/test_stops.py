@@ -147,6 +147,7 @@ def test_a_program_ends_at_the_second_signal_even_while_it_compiles(tmp_path, nu
     assert process.exitcode == 128 + number
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_while_saving_leaves_the_checkpoint_before(tmp_path, data_dir):
     """Saving takes for ever; the workdir is free and sound afterwards."""
     program = """
@@ -201,6 +202,7 @@ def test_workers_leave_signals_to_their_run_and_end_with_it(tmp_path, data_dir):
     programs.wait_until(lambda: not any(map(is_running, workers)), seconds=20)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_when_one_gets_the_signal(tmp_path, data_dir):
     program = """
         import sys
