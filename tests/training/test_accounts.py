@@ -41,6 +41,17 @@ def test_collectives_are_counted_as_often_as_they_run():
     assert total_bytes(found) == 384 + 20 + 32
 
 
+def test_layouts_of_a_tpu_have_parentheses_of_their_own():
+    program = """ENTRY %main.1 (p: f32[8,128]) -> f32[8,128] {
+  %a = (f32[8,128]{1,0:T(8,128)S(1)}, bf16[2]{0:T(256)(128)(2,1)}) all-reduce(%x, %y), to_apply=%sum
+  ROOT %b = f32[8,128]{1,0:T(8,128)} all-gather(%z), dimensions={0}
+}
+"""
+    found = collectives(program)
+    assert found["all-reduce"] == Collective("all-reduce", 1, 4 * 8 * 128 + 4)
+    assert found["all-gather"] == Collective("all-gather", 1, 4 * 8 * 128)
+
+
 @functools.cache
 def account(batch, fsdp=8):
     config = tiny_config("unused", train__batch_size=batch, train__fsdp=fsdp, model__depth=4, model__hidden_size=64)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "f8": 1, "bf16": 2, "f16": 2}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
+_OPERATION = re.compile(r" ([\w\-]+)\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -62,10 +62,7 @@ def _computations(program: str) -> dict[str, list[str]]:
 def _walk(computations: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[str, int, int]]:
     """(kind, bytes, how often) of the collectives in a computation, and in those that it calls."""
     for line in computations.get(name, ()):
-        instruction = _INSTRUCTION.match(line)
-        if instruction is None:
-            continue
-        result, operation = instruction.groups()
+        result, operation = _instruction(line)
         kind = operation.removesuffix("-start")
         if kind in KINDS:
             yield kind, _size(result, operation, line), times
@@ -76,6 +73,20 @@ def _walk(computations: dict[str, list[str]], name: str, times: int) -> Iterator
             called += [branch.strip().removeprefix("%") for branch in branches.split(",")]
         for other in called:
             yield from _walk(computations, other, times * passes)
+
+
+def _instruction(line: str) -> tuple[str, str]:
+    """The result's type, and the operation, of "NAME = TYPE OPERATION(…"; a tuple's type has parentheses, and in a
+    TPU's layouts, T(8,128), there are more."""
+    rest = line.partition(" = ")[2]
+    end = depth = 0
+    if rest.startswith("("):
+        for end, character in enumerate(rest):
+            depth += (character == "(") - (character == ")")
+            if depth == 0:
+                break
+    operation = _OPERATION.search(rest, end)
+    return (rest[: operation.start()], operation[1]) if operation else ("", "")
 
 
 def _size(result: str, operation: str, line: str) -> int:
