@@ -42,7 +42,18 @@ def test_collectives_are_counted_as_often_as_they_run():
 
 
 def test_layouts_of_a_tpu_have_parentheses_of_their_own():
-    program = """ENTRY %main.1 (p: f32[8,128]) -> f32[8,128] {
+    program = """%less (p: (s32[], f32[4])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(24)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %c = f32[4]{0:T(128)} collective-permute(%x), source_target_pairs={{0,1}}
+}
+
+ENTRY %main.1 (p: f32[8,128]) -> f32[8,128] {
+  %w = (s32[]{:T(128)}, f32[4]{0:T(128)}) while(%t), condition=%less, body=%body
   %a = (f32[8,128]{1,0:T(8,128)S(1)}, bf16[2]{0:T(256)(128)(2,1)}) all-reduce(%x, %y), to_apply=%sum
   ROOT %b = f32[8,128]{1,0:T(8,128)} all-gather(%z), dimensions={0}
 }
@@ -50,6 +61,7 @@ def test_layouts_of_a_tpu_have_parentheses_of_their_own():
     found = collectives(program)
     assert found["all-reduce"] == Collective("all-reduce", 1, 4 * 8 * 128 + 4)
     assert found["all-gather"] == Collective("all-gather", 1, 4 * 8 * 128)
+    assert found["collective-permute"] == Collective("collective-permute", 24, 24 * 4 * 4)  # as its condition says
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """What XLA says of a compiled step: the collectives in it, with their bytes, and its memory."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def _walk(computations: dict[str, list[str]], name: str, times: int) -> Iterator
         if kind in KINDS:
             yield kind, _size(result, operation, line), times
             continue
-        passes = int(trips[1]) if (trips := _TRIPS.search(line)) else 1
+        passes = _passes(line, computations) if operation == "while" else 1
         called = _CALLED.findall(line)
         for branches in _BRANCHES.findall(line):
             called += [branch.strip().removeprefix("%") for branch in branches.split(",")]
@@ -75,16 +76,23 @@ def _walk(computations: dict[str, list[str]], name: str, times: int) -> Iterator
             yield from _walk(computations, other, times * passes)
 
 
+def _passes(line: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop's body runs: as XLA says, or, for TPUs, as its condition does: counter < constant."""
+    if trips := _TRIPS.search(line):
+        return int(trips[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    lines = computations.get(condition[1], []) if condition else []
+    bounds = [match[1] for each in lines if (match := re.search(r"^%?[\w.\-]+ = s32\[\]\S* constant\((\d+)\)", each))]
+    counts = any(each.startswith("ROOT ") and " compare(" in each and "direction=LT" in each for each in lines)
+    return int(bounds[0]) if counts and len(bounds) == 1 else 1
+
+
 def _instruction(line: str) -> tuple[str, str]:
     """The result's type, and the operation, of "NAME = TYPE OPERATION(…"; a tuple's type has parentheses, and in a
     TPU's layouts, T(8,128), there are more."""
     rest = line.partition(" = ")[2]
-    end = depth = 0
-    if rest.startswith("("):
-        for end, character in enumerate(rest):
-            depth += (character == "(") - (character == ")")
-            if depth == 0:
-                break
+    depths = itertools.accumulate((character == "(") - (character == ")") for character in rest)
+    end = next((i for i, depth in enumerate(depths) if depth == 0), 0) if rest.startswith("(") else 0
     operation = _OPERATION.search(rest, end)
     return (rest[: operation.start()], operation[1]) if operation else ("", "")
 
