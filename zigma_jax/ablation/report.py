@@ -1,8 +1,9 @@
 """Table and figure of an ablation, from the records of its runs."""
 
 import importlib.util
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,9 +161,16 @@ def require_matplotlib() -> None:
 
 def curve_of(records: Sequence[Record], field: str, over: str = "step") -> tuple[np.ndarray, np.ndarray]:
     """Steps (p,) at which `field` was measured, or the seconds in training until then, and its values (seeds, p)."""
-    points = [[point for point in record["curve"] if field in point] for record in records]
+    points = [
+        [{**point, "seconds": seconds} for point, seconds in _timed(record) if field in point] for record in records
+    ]
     where = np.mean([[point[over] for point in curve] for curve in points], axis=0)
     return where, np.array([[point[field] for point in curve] for curve in points])
+
+
+def _timed(record: Record) -> Iterator[tuple[Record, float | None]]:
+    """Each point of the curve, and the seconds in training until then, which older records lack."""
+    yield from itertools.zip_longest(record["curve"], record["seconds"].get("at", ()))
 
 
 def _rank(scan: str) -> tuple[int, str]:

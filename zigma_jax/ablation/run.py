@@ -84,7 +84,7 @@ class Runner:
         programs = self._compiled(scan, config)
         state = programs.init(seed)
         rows = training_batches(len(self.train), config.train.batch_size, seed, config.data.flip)
-        curve, pictures = [], np.zeros((0, *config.model.sample_shape), np.uint8)
+        curve, times, pictures = [], [], np.zeros((0, *config.model.sample_shape), np.uint8)
         interval = config.train.steps // ablation.evaluations
         training = evaluation = 0.0
         for i in range(1, ablation.evaluations + 1):
@@ -99,13 +99,14 @@ class Runner:
             trained = time.perf_counter()
             _check_learning(state, config, scan)
             training += trained - started
-            point = {"step": i * interval, "seconds": training, "train_loss": float(np.mean(jax.device_get(losses)))}
+            point = {"step": i * interval, "train_loss": float(np.mean(jax.device_get(losses)))}
             point["loss"] = self._held_out_loss(programs, state.ema, ablation)
             if i % (ablation.evaluations // ablation.distances) == 0:
                 pictures = self._draw(programs, state.ema, seed, ablation)
                 point["distance"] = frechet_distance(self.real, self.statistics(pictures))
             advance(0, point["loss"])
             curve.append(point)
+            times.append(training)
             evaluation += time.perf_counter() - trained
         record = {
             "scan": scan,
@@ -113,7 +114,12 @@ class Runner:
             "curve": curve,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "skipped_steps": int(state.skipped),
-            "seconds": {"compile": programs.compile_seconds, "training": training, "evaluation": evaluation},
+            "seconds": {
+                "compile": programs.compile_seconds,
+                "training": training,
+                "evaluation": evaluation,
+                "at": times,
+            },
             "distance": f"FD-{ablation.features}",
             "distance_means": f"Fréchet distance of {MEANING[ablation.features]}",
             "data": self.about,

@@ -17,6 +17,7 @@ from ml_collections import config_dict
 
 from zigma_jax.errors import ConfigError
 from zigma_jax.models.families import FAMILIES, config_to_dict, family_named, import_family
+from zigma_jax.models.sit import SiTConfig
 from zigma_jax.training.config import RunConfig, require
 
 _SECTIONS: dict[str, Any] = {section.name: section.type for section in dataclasses.fields(RunConfig)}
@@ -116,6 +117,8 @@ def _of_family(fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     for field in fields:
         check_known(field, known, "model.")
     names = {field.name for field in dataclasses.fields(section)}
+    if section is SiTConfig:  # of fields that both have, these are ZigMa's defaults and mean nothing to SiT
+        names -= {name for name, value in {"mlp_ratio": 0.0, "remat": "auto"}.items() if fields.get(name) == value}
     return section, {name: value for name, value in fields.items() if name in names}
 
 
