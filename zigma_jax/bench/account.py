@@ -35,7 +35,7 @@ def account(case: Any, target: str) -> dict[str, Any]:
     from jax.sharding import SingleDeviceSharding
     from zigma_kernels.dispatch import compiling_for
 
-    from zigma_jax.bench.measure import parameters, program
+    from zigma_jax.bench.measure import accounted, parameters, program
 
     platform, name, _, (kind, capability) = TARGETS[target]
     if platform == "cuda":
@@ -49,16 +49,7 @@ def account(case: Any, target: str) -> dict[str, Any]:
     donated = (0,) if case.operation == "step" else ()
     with compiling_for(types.SimpleNamespace(device_kind=kind, compute_capability=capability, platform=platform)):
         compiled = jax.jit(function, donate_argnums=donated).lower(*shapes).compile()
-    analysis: Any = compiled.memory_analysis()
-    cost = compiled.cost_analysis() or {}
-    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return {
-        "account_bytes": analysis.temp_size_in_bytes + held,
-        "temporary_bytes": analysis.temp_size_in_bytes,
-        "flops": cost.get("flops"),
-        "bytes_accessed": cost.get("bytes accessed"),
-        "parameters": parameters(case),
-    }
+    return accounted(compiled) | {"parameters": parameters(case)}
 
 
 if __name__ == "__main__":

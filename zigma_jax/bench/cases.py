@@ -10,7 +10,7 @@ from zigma_jax.models.variants import variant
 
 OPERATIONS = ("forward", "gradient", "step", "sample")
 SIZES = {"s": (384, 12), "b": (768, 12), "l": (1024, 24)}  # width and depth of SiT; the others follow
-MODELS = "zigma, mamba2, attention, hybrid<k>, each with /ORDER if it is not zigzag8; sit; torch_sit"
+MODELS = "zigma, mamba2, hybrid<k>, each with /ORDER if it is not zigzag8; attention; sit; torch_sit"
 _PATCH, _CHANNELS = 2, 4  # of latents of a picture, as in the papers
 
 

@@ -63,6 +63,18 @@ def program(case: Case) -> tuple[Callable, tuple[Any, ...]]:
     return lambda state, x: update(state, {"image": x}, 0)[0], (state, x)
 
 
+def accounted(compiled: Any) -> dict[str, Any]:
+    """What XLA says of a compiled program: bytes of memory, operations, and bytes moved."""
+    analysis, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {
+        "account_bytes": analysis.temp_size_in_bytes + held,
+        "temporary_bytes": analysis.temp_size_in_bytes,
+        "flops": cost.get("flops"),
+        "bytes_accessed": cost.get("bytes accessed"),
+    }
+
+
 def parameters(case: Case) -> int:
     """Their number."""
     abstract = nnx.eval_shape(lambda: build(model_config(case), rngs=nnx.Rngs(0)))
@@ -96,16 +108,7 @@ def measure(case: Case) -> dict[str, Any]:
         first = result if donated else first
 
     found = timed(run)
-    analysis: Any = compiled.memory_analysis()
-    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    cost = compiled.cost_analysis() or {}
-    return found | {
-        "account_bytes": analysis.temp_size_in_bytes + held,
-        "temporary_bytes": analysis.temp_size_in_bytes,
-        "flops": cost.get("flops"),
-        "parameters": parameters(case),
-        "compile_seconds": compile_seconds,
-    }
+    return found | accounted(compiled) | {"parameters": parameters(case), "compile_seconds": compile_seconds}
 
 
 def timed(run: Callable[[], object]) -> dict[str, Any]:
