@@ -139,7 +139,7 @@ def write_report(records: list[dict[str, Any]], workdir: Path, here: dict[str, A
         for operation, field in itertools.product(_OPERATIONS.value, ("seconds", "peak_bytes")):
             if tokens := crossing(records, order[0], field, operation):
                 what = "is faster" if field == "seconds" else "needs less memory"
-                lines.append(f"{order[0]} {what} than sit, {operation}, from about {tokens:,.0f} tokens on.")
+                lines.append(f"{order[0]} {what} than a transformer, {operation}, from about {tokens:,.0f} tokens on.")
     lines.append(f"\n{note}; {datetime.date.today().isoformat()}.\n")
     table = "\n".join(lines)
     write_atomically(workdir / "table.md", table.encode())

@@ -10,6 +10,7 @@ from zigma_jax.errors import MissingPackageError
 
 Record = dict[str, Any]
 _GIB = 2**30
+TRANSFORMERS = ("sit", "torch_sit")  # what crossing points are taken with
 
 
 def make_table(records: Sequence[Record]) -> str:
@@ -49,15 +50,21 @@ def make_table(records: Sequence[Record]) -> str:
 
 
 def crossing(records: Sequence[Record], model: str, field: str, operation: str) -> float | None:
-    """The number of tokens from which on `model` needs less of `field` than sit, between two that were measured.
+    """The number of tokens from which on `model` needs less of `field` than a transformer, between two measured ones.
 
-    By straight lines through the logarithms; None where the one or the other always needs less.
+    Each with its best setting of remat, and of the transformers the better one. By straight lines through the
+    logarithms; None where the one or the other always needs less.
     """
-    points = []
-    for record in sorted(records, key=lambda record: record["tokens"]):
-        sit = _of_sit([r for r in records if r["operation"] == operation], record)
-        if record["model"] == model and record["operation"] == operation and sit and record.get(field):
-            points.append((math.log(record["tokens"]), math.log(record[field] / sit[field])))
+
+    def least(models: Sequence[str]) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for record in records:
+            if record["model"] in models and record["operation"] == operation and record.get(field):
+                found[record["tokens"]] = min(float(record[field]), found.get(record["tokens"], math.inf))
+        return found
+
+    own, others = least([model]), least(TRANSFORMERS)
+    points = [(math.log(n), math.log(own[n] / others[n])) for n in sorted(own.keys() & others.keys())]
     for (x, above), (x2, below) in itertools.pairwise(points):
         if above > 0 >= below:
             return math.exp(x + (x2 - x) * above / (above - below))
@@ -68,7 +75,7 @@ def save_figure(records: Sequence[Record], path: Path, title: str) -> None:
     """Time (left) and memory (right) over tokens, a line a model, a row an operation; both axes logarithmic.
 
     Of several settings of remat the fastest, or the leanest, is taken at each point. A vertical line is where the
-    first model that is not sit crosses it.
+    first model crosses the transformers.
 
     Raises:
         MissingPackageError: matplotlib is not installed.

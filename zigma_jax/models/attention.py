@@ -1,6 +1,7 @@
 """Attention of tokens to tokens, in memory that does not grow with the square of their number."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from zigma_kernels.dispatch import nvidia_capability
 from zigma_jax.models.initializers import xavier_uniform, zeros
 from zigma_jax.models.linear import Linear
 
-_SCORES = 2**24  # of a sample's heads at once; 64 MB in float32
+_QUERIES = 512  # at once, where there are more
 
 
 class SelfAttention(nnx.Module):
@@ -44,8 +45,10 @@ class SelfAttention(nnx.Module):
                 nnx.RMSNorm(hidden_size // num_heads, epsilon=1e-6, dtype=dtype, rngs=rngs) for _ in range(2)
             )
 
-    def __call__(self, x: Float[Array, "b L hidden"], orders=None) -> Float[Array, "b L hidden"]:
-        """Mixes all tokens with all; `orders` means nothing to it."""
+    def __call__(
+        self, x: Float[Array, "b L hidden"], orders, gate: Float[Array, "b hidden"]
+    ) -> Float[Array, "b L hidden"]:
+        """Mixes all tokens with all, and scales by the gate; `orders` means nothing to it."""
         del orders
         qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.num_heads, -1)
         q, k, v = jnp.moveaxis(qkv, -3, 0)
@@ -53,7 +56,7 @@ class SelfAttention(nnx.Module):
             q, k = self.norm_query(q), self.norm_key(k)
         if self.rotary is not None:
             q, k = rotate(q, self.rotary), rotate(k, self.rotary)
-        return self.proj(attention(q, k, v).reshape(x.shape))
+        return self.proj.gated(attention(q, k, v).reshape(x.shape), gate)
 
 
 def attention(
@@ -62,23 +65,31 @@ def attention(
     """softmax(q·kᵀ / √size)·v of each head, `jax.nn.dot_product_attention`.
 
     On NVIDIA GPUs, from Ampere on, that is cuDNN's flash attention wherever it can be: in bfloat16, of heads of at
-    most 128 channels, a multiple of 8. Elsewhere, where a sample's scores would be many, they are computed for some
-    queries at a time, and again in the backward pass. Softmax is in float32.
+    most 128 channels, a multiple of 8. Elsewhere, where tokens are many, it is computed for one head and some queries
+    at a time, whose scores stay in a CPU's cache, and again in the backward pass. Softmax is in
+    float32.
     """
-    (length, heads, size), keys = q.shape[1:], k.shape[1]
+    length, size, keys = q.shape[1], q.shape[3], k.shape[1]
     capability = nvidia_capability()
     if capability and capability >= (8, 0) and q.dtype == jnp.bfloat16 and size % 8 == 0 and size <= 128:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    if length * heads * keys <= _SCORES:
+    if length * keys <= _QUERIES**2:
         return jax.nn.dot_product_attention(q, k, v)
-    parts = next(n for n in range(1, length + 1) if length % n == 0 and length // n * heads * keys <= _SCORES)
+    rows = next(n for n in range(min(_QUERIES, length), 0, -1) if length % n == 0)
 
-    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable)
-    def some(part):
-        return jax.nn.dot_product_attention(part, k, v)
+    def of_one_head(qkv):
+        q, k, v = qkv
 
-    divided = jnp.moveaxis(q.reshape(q.shape[0], parts, -1, *q.shape[2:]), 1, 0)
-    return jnp.moveaxis(jax.lax.map(some, divided), 0, 1).reshape(q.shape)
+        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable)
+        def some(q):
+            scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) / math.sqrt(size)
+            return jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v
+
+        return jax.lax.map(some, q.reshape(-1, rows, size)).reshape(length, size)
+
+    # One after the other are heads, and not samples: those may lie on different devices.
+    mixed = jax.lax.map(jax.vmap(of_one_head), [jnp.moveaxis(a, 2, 0) for a in (q, k, v)])
+    return jnp.moveaxis(mixed, 0, 2)
 
 
 def rotate(x: Float[Array, "b L heads size"], grid: tuple[int, ...]) -> Float[Array, "b L heads size"]:

@@ -34,18 +34,18 @@ def layer_norm(size: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 class MLP(nnx.Module):
-    """Linear → GELU (by tanh) → Linear, of each token (`Mlp` of timm, as in DiT and SiT)."""
+    """Linear → GELU (by tanh) → Linear, of each token (`Mlp` of timm, as in DiT and SiT), scaled by the gate."""
 
     def __init__(self, size: int, inner_size: int, *, dtype, rngs: nnx.Rngs):
         linear = functools.partial(Linear, dtype=dtype, kernel_init=xavier_uniform, bias_init=zeros, rngs=rngs)
         self.linear_in, self.linear_out = linear(size, inner_size), linear(inner_size, size)
 
-    def __call__(self, x: Float[Array, "b L hidden"]) -> Float[Array, "b L hidden"]:
-        return self.linear_out(jax.nn.gelu(self.linear_in(x), approximate=True))
+    def __call__(self, x: Float[Array, "b L hidden"], gate: Float[Array, "b hidden"]) -> Float[Array, "b L hidden"]:
+        return self.linear_out.gated(jax.nn.gelu(self.linear_in(x), approximate=True), gate)
 
 
 def make_mixer(kind: str, cfg: ZigMaConfig, directions: int, *, rngs: nnx.Rngs) -> Mixer | Mamba2Mixer | SelfAttention:
-    """The mixer called `kind`, a function of (tokens, orders) → tokens in raster order."""
+    """The mixer called `kind`, a function of (tokens, orders, gate) → tokens in raster order, scaled by the gate."""
     if kind == "attention":
         return SelfAttention(
             cfg.hidden_size,
@@ -146,12 +146,12 @@ class Block(nnx.Module):
 
         parts = iter(jnp.split(self.modulation(jax.nn.silu(c)), self.modulation.out_features // x.shape[-1], axis=-1))
         shift, scale, gate = next(parts), next(parts), next(parts)
-        x = x + gate[:, None] * self.mixer(modulate(x, shift, scale), orders)
+        x = x + self.mixer(modulate(x, shift, scale), orders, gate)
         if hasattr(self, "attention"):
             shift, scale, gate = next(parts), next(parts), next(parts)
             if text is not None:
                 x = x + gate[:, None] * self.attention(modulate(self.norm_attention(x), shift, scale), text)
         if hasattr(self, "mlp"):
             shift, scale, gate = next(parts), next(parts), next(parts)
-            x = x + gate[:, None] * self.mlp(modulate(self.norm_mlp(x), shift, scale))
+            x = x + self.mlp(modulate(self.norm_mlp(x), shift, scale), gate)
         return residual + (x if keep is None else x * keep[1][:, None, None]).astype(jnp.float32)

@@ -87,11 +87,11 @@ class Mamba2Mixer(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b L hidden"], orders: tuple[GridPath | Visit, ...]
+        self, x: Float[Array, "b L hidden"], orders: tuple[GridPath | Visit, ...], gate: Float[Array, "b hidden"]
     ) -> Float[Array, "b L hidden"]:
-        """Mixes along the orders, one a direction; x and the result are in raster order."""
+        """Mixes along the orders, one a direction, and scales by the gate; x and the result are in raster order."""
         u, z = self.in_proj.parts(x, 2)
         y = self.ssd(x, u, orders[0])
         if self.ssd_reverse is not None:
             y = y + self.ssd_reverse(x, u, orders[1])
-        return self.out_proj(self.norm(y * jax.nn.silu(z)))
+        return self.out_proj.gated(self.norm(y * jax.nn.silu(z)), gate)

@@ -88,12 +88,12 @@ class Mixer(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b L hidden"], orders: tuple[GridPath | Visit, ...]
+        self, x: Float[Array, "b L hidden"], orders: tuple[GridPath | Visit, ...], gate: Float[Array, "b hidden"]
     ) -> Float[Array, "b L hidden"]:
-        """Mixes along the orders, one a direction; x and the result are in raster order."""
+        """Mixes along the orders, one a direction, and scales by the gate; x and the result are in raster order."""
         x, visits, laid_back = in_visiting_order(x, orders)
         u, z = checkpoint_name(self.in_proj.parts(x, 2), "in_proj")
         y = self.ssm(u, z, visits[0])
         if self.ssm_reverse is not None:
             y = y + self.ssm_reverse(u, z, visits[1])
-        return laid_back(self.out_proj(y))
+        return laid_back(self.out_proj.gated(y, gate))

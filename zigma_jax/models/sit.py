@@ -211,9 +211,9 @@ class SiTBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b L hidden"], c: Float[Array, "b hidden"]) -> Float[Array, "b L hidden"]:
         shift, scale, gate, *of_mlp = jnp.split(self.modulation(jax.nn.silu(c)), 6, axis=-1)
-        x = x + gate[:, None] * self.attention(modulate(self.norm_attention(x), shift, scale))
+        x = x + self.attention(modulate(self.norm_attention(x), shift, scale), None, gate)
         shift, scale, gate = of_mlp
-        return x + gate[:, None] * self.mlp(modulate(self.norm_mlp(x), shift, scale))
+        return x + self.mlp(modulate(self.norm_mlp(x), shift, scale), gate)
 
 
 class SiTTimeEmbedding(nnx.Module):
