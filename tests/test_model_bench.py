@@ -4,6 +4,7 @@ import json
 from importlib.util import find_spec
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -102,4 +103,4 @@ def test_pytorchs_transformer_is_ours():
     theirs.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in official_tensors(ours).items()})
     x, t = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32), np.array([0.2, 0.8], np.float32)
     found = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(t)).detach().numpy()
-    np.testing.assert_allclose(found.transpose(0, 2, 3, 1), ours(x, t), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.transpose(0, 2, 3, 1), ours(jnp.asarray(x), jnp.asarray(t)), rtol=1e-3, atol=1e-4)
