@@ -20,16 +20,16 @@ def get_config():
     config.model.pos_embed = "sincos"
     config.model.drop_path_rate = 0.0
 
-    config.train.steps = 480
-    config.train.batch_size = 32
+    config.train.steps = 320
+    config.train.batch_size = 16
     config.train.cpu_devices = 2
-    config.train.accumulate = 4  # small parts stay in the cache
+    config.train.accumulate = 2  # small parts stay in the cache
     config.train.ema_decay = 0.99
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.sample.method = "heun"
-    config.sample.steps = 9
+    config.sample.steps = 6
 
     config.ablation.scans = ("zigzag8", "sweep2", "hilbert8", "attention", "sit", "mamba2", "hybrid4")
     config.ablation.features = "effnet"

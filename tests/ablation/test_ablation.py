@@ -14,11 +14,12 @@ from PIL import Image
 from tests import programs
 from zigma_jax.ablation.__main__ import ablate
 from zigma_jax.ablation.config import default_ablation, parse_experiment
-from zigma_jax.ablation.distance import make_statistics, mean_colours
+from zigma_jax.ablation.distance import colours_and_changes, make_statistics, mean_colours
 from zigma_jax.ablation.pictures import load_pictures, training_batches
 from zigma_jax.ablation.report import make_table, write_report
 from zigma_jax.ablation.run import Runner, make_programs, shared_initial_params
 from zigma_jax.data.sources import prepare
+from zigma_jax.metrics import frozen
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.families import build
 from zigma_jax.training.array_store import flatten
@@ -171,7 +172,7 @@ def test_a_step_sees_what_the_trainers_would(data_dir, finished):
     """The loss of its first step is `batch_loss` of the pictures, mirrored as they should be, with the seed's draws."""
     config = tiny(data_dir).run("random1", 3)
     pictures = load_pictures(config.data, "test", finished[0] / "pictures.npz").train
-    programs = make_programs(config, make_mesh())
+    programs = make_programs(config, make_mesh(), config.interpolant)
     rows, mirrored = next(training_batches(len(pictures), 16, 3, True))
     image = pictures[rows].astype(np.float32) / np.float32(127.5) - 1
     image = np.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
@@ -263,6 +264,10 @@ def test_the_tables_numbers():
         ({"ablation__scans": ("sweep1", "zagzig")}, r"'zagzig': no such backbone"),
         ({"ablation__scans": ("sweep1", "sweep1")}, r"config.ablation.scans = .*none twice"),
         ({"ablation__scans": ("sweep1", "zigzag8")}, r"config.model.depth = 2: .*multiple of the 8 paths of zigzag8"),
+        ({"ablation__scans": ("sweep1 model.depth=4",)}, r"config.ablation.scans = 'sweep1 model.depth=4': a backbone, and"),
+        ({"ablation__scans": ("sweep1 train.steps=4",)}, r"ablation.scans = .*not train.seed, train.steps"),
+        ({"ablation__scans": ("sweep1 optimizer.name=muon",)}, r"config.optimizer.name: no such field"),
+        ({"ablation__scans": ("sweep1 interpolant.prediction=noise",)}, r"config.interpolant = .*could not be compared"),
         ({"ablation__seeds": ()}, r"config.ablation.seeds = \(\): must have one entry"),
         ({"ablation__seeds": (-1,)}, r"config.ablation.seeds = -1: must lie in"),
         ({"ablation__seeds": ("a",)}, r"config.ablation.seeds = 'a': must be of type int"),
@@ -272,6 +277,7 @@ def test_the_tables_numbers():
         ({"model__num_classes": 20}, r"config.model.num_classes = 20: the ablation is unconditional"),
         ({"data__image_size": 12}, r"config.data.image_size = \(12, 12\): must be a multiple of 8"),
         ({"ablation__features": "fid"}, r"config.ablation.features = 'fid': must be one of colour, effnet"),
+        ({"ablation__features": "motion"}, r"config.ablation.features = .motion.: must be one of colour, effnet for a model of pictures"),
         ({"train__fsdp": 2}, r"config.train.fsdp = 2: "),
     ],
 )
@@ -295,11 +301,53 @@ def test_refusals_that_need_the_devices_or_the_records(data_dir, tmp_path):
 def test_the_packaged_configurations_are_sound():
     import importlib
 
+    video = parse_experiment(importlib.import_module("configs.ablation_video").get_config())
+    assert video.run("video_sst", 0).model.sample_shape == (8, 32, 32, 3)
     for name in ("ablation", "ablation_gpu"):
         experiment = parse_experiment(importlib.import_module(f"configs.{name}").get_config())
         assert len(experiment.ablation.scans) == 7
         assert len(experiment.ablation.seeds) >= 3
         assert dataclasses.replace(experiment.base.data, split="test").size == (32, 32)
+
+
+def test_a_run_may_have_fields_of_its_own(data_dir, tmp_path):
+    names = ("random1", "random1 optimizer.algorithm=muon", "random1 interpolant.prediction=data train.ema_decay=0.9")
+    experiment = tiny(data_dir, ablation__scans=names)
+    muon, data = (experiment.run(name, 0) for name in names[1:])
+    assert (muon.optimizer.algorithm, muon.interpolant) == ("muon", experiment.base.interpolant)
+    assert (data.interpolant.prediction, data.train.ema_decay, data.optimizer.algorithm) == ("data", 0.9, "adamw")
+    table = ablate(experiment, tmp_path)
+    losses = [record["curve"][-1]["loss"] for record in records(tmp_path).values()]
+    assert len(losses) == len(set(losses)) == 3
+    assert f"| {names[2]} | " in table
+    # Another distribution of times is for training alone: what is measured stays the same.
+    times = experiment.run("random1 interpolant.time_sampling=logit_normal", 0)
+    assert experiment.judged_by(times) == experiment.base.interpolant != times.interpolant
+
+
+def test_orders_of_clips(tmp_path):
+    prepare("avatars_moving/tiny", str(tmp_path / "data"))
+    clips = {"data__name": "avatars_moving/tiny", "data__frames": 4, "model__temporal_pos_embed": True}
+    changes = clips | {"ablation__scans": ("sweep1", "video_st"), "ablation__features": "motion"}
+    table = ablate(tiny(tmp_path / "data", **changes), tmp_path / "runs")
+    found = records(tmp_path / "runs")
+    assert set(found) == {"sweep1-0", "video_st-0"}
+    assert len({record["parameters"] for record in found.values()}) == 1
+    assert found["sweep1-0"]["data"]["window"] == '{"frames": 4, "stride": 1, "fps": null, "short": "loop"}'
+    assert "mean changes from frame to frame" in table
+    with Image.open(tmp_path / "runs" / "samples" / "video_st-0.webp") as film:
+        assert film.n_frames == 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_features_of_clips_see_whether_they_move():
+    rng = np.random.default_rng(0)
+    clips = rng.integers(0, 256, (5, 3, 16, 24, 3), np.uint8)
+    found = colours_and_changes(clips)
+    assert found.shape == (5, 384)
+    np.testing.assert_allclose(found[:, :192], np.mean([mean_colours(clips[:, i]) for i in range(3)], axis=0), atol=1e-6)
+    steps = [np.abs(mean_colours(clips[:, i + 1]) - mean_colours(clips[:, i])) for i in range(2)]
+    np.testing.assert_allclose(found[:, 192:], np.mean(steps, axis=0), atol=1e-6)
+    assert not colours_and_changes(frozen(clips))[:, 192:].any()
 
 
 def test_other_backbones_and_as_much_time_for_each(data_dir, tmp_path):

@@ -4,7 +4,7 @@ Trains the same model along different scan orders, each with several seeds, and 
 distance of samples. The same command again goes on with the runs that are missing. What it leaves in its workdir:
 
     records/SCAN-SEED.json   one run: curves, times, parameters, configuration, device, versions
-    samples/SCAN-SEED.png    the first pictures of its last distance
+    samples/SCAN-SEED.png    the first pictures of its last distance; of clips .webp
     pictures.npz             the data set as the runs see it; a machine that has this file needs no data set
     step_seconds.json        of ablation.equal = "time": how long a step of each takes
     reference.json           the distance that perfect samples would have
@@ -18,7 +18,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 from absl import app, flags
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from zigma_jax.ablation.config import Experiment, parse_experiment
@@ -28,7 +30,7 @@ from zigma_jax.ablation.run import Runner
 from zigma_jax.files import write_atomically
 from zigma_jax.programs import DEFINE_config, exit_with_errors, parse_flags, set_cpu_devices
 from zigma_jax.training.config import require
-from zigma_jax.training.preview import make_grid, save_png
+from zigma_jax.training.preview import make_grid, save_animation, save_png
 from zigma_jax.training.sharding import check_batch, make_mesh
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -72,9 +74,17 @@ def ablate(experiment: Experiment, workdir: Path) -> str:
                     bar.set_postfix({"held-out loss": f"{loss:.4f}"})
 
             record, samples = runner.run(scan, seed, advance)
-            save_png(workdir / "samples" / f"{run_name(scan, seed)}.png", make_grid(samples[:_PREVIEW] / 127.5 - 1))
+            save_samples(workdir / "samples" / run_name(scan, seed), samples[:_PREVIEW])
             write_atomically(record_path(workdir, scan, seed), json.dumps(record, indent=1).encode())
     return write_report(workdir)
+
+
+def save_samples(path: Path, samples: UInt8[np.ndarray, "n *size 3"]) -> None:
+    """Pictures as a grid, .png; clips as a grid that plays, .webp."""
+    if samples.ndim == 5:
+        save_animation(f"{path}.webp", samples)
+    else:
+        save_png(f"{path}.png", make_grid(samples))
 
 
 def main(argv: list[str]) -> None:

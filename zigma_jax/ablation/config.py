@@ -1,11 +1,13 @@
 """What the ablation varies and measures, beside a run's own configuration."""
 
+import ast
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from ml_collections import config_dict
 
+from zigma_jax.interpolant import Interpolant
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.families import family_of
 from zigma_jax.models.orders import scan_orders
@@ -14,8 +16,11 @@ from zigma_jax.training.config import RunConfig, require
 from zigma_jax.training.parse_config import default_config, from_dict, parse_section, to_dict
 
 SCANS = ("sweep1", "sweep2", "zigzag1", "zigzag2", "zigzag8", "hilbert8", "random8")
-CELLS = 8  # the features "colour" are those of CELLS × CELLS parts of a picture
+CELLS = 8  # the features "colour" and "motion" are those of CELLS × CELLS parts of a picture
+FEATURES = {"pictures": ("colour", "effnet"), "clips": ("motion", "transnetv2")}
 _MOST_SEEDS = 10_000
+_VARIED = ("optimizer", "interpolant", "train")  # sections of which a run may have fields of its own
+_SHARED = ("train.seed", "train.steps", "train.batch_size", "train.fsdp", "train.seq", "train.cpu_devices")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +29,8 @@ class AblationConfig:
 
     Attributes:
         scans: the orders compared, and other backbones by name (`zigma_jax.models.variants`): "mamba2", "attention",
-            "hybrid4", "sit".
+            "hybrid4", "sit". Fields of the sections optimizer, interpolant and train may follow:
+            "zigzag8 optimizer.algorithm=muon", "zigzag8 interpolant.prediction=data".
         equal: "steps", or "time": each is trained for as many steps as take it as long as train.steps take the first.
         seeds: each order is trained once with each; a seed decides initial weights, order of the data, noise and
             times in training, and noise in sampling.
@@ -32,7 +38,8 @@ class AblationConfig:
         evaluations: so many times, evenly over the run and at its end, the held-out loss is measured.
         distances: so many times, likewise, the Fréchet distance is.
         samples: pictures drawn for each distance.
-        features: what the distance compares: "colour", or "effnet", a network (docs/networks.md).
+        features: what the distance compares: "colour", or "effnet", a network (docs/networks.md); of clips "motion",
+            colours and how they change, or "transnetv2".
         batch: pictures at a time in all of these.
     """
 
@@ -43,7 +50,7 @@ class AblationConfig:
     evaluations: int = 8
     distances: int = 4
     samples: int = 1000
-    features: Literal["colour", "effnet"] = "colour"
+    features: Literal["colour", "effnet", "motion", "transnetv2"] = "colour"
     batch: int = 128
 
     def __post_init__(self):
@@ -84,25 +91,53 @@ class Experiment:
         for field in ("num_classes", "context_size"):
             require(not getattr(model, field), f"model.{field}", getattr(model, field), "the ablation is unconditional")
         require(train.fsdp == 1, "train.fsdp", train.fsdp, "the ablation keeps its state whole: must be 1")
+        features, kind = self.ablation.features, "clips" if len(model.sample_shape) == 4 else "pictures"
+        rule = f"must be one of {', '.join(FEATURES[kind])} for a model of {kind}"
+        require(features in FEATURES[kind], "ablation.features", features, rule)
         require(
-            self.ablation.features != "colour" or all(pixels % CELLS == 0 for pixels in model.sample_shape[:2]),
+            features not in ("colour", "motion") or all(pixels % CELLS == 0 for pixels in model.sample_shape[-3:-1]),
             "data.image_size",
-            model.sample_shape[:2],
-            f"must be a multiple of {CELLS} for ablation.features = 'colour'",
+            model.sample_shape[-3:-1],
+            f"must be a multiple of {CELLS} for ablation.features = {features!r}",
         )
         for scan in self.ablation.scans:
-            cfg = variant(model, scan)
+            self.run(scan, self.ablation.seeds[0])  # its fields are checked
+            cfg = variant(model, scan.split()[0])
             if isinstance(cfg, ZigMaConfig) and cfg.mixer != "attention":
                 scanning = sum(not cfg.attends(layer) for layer in range(cfg.depth))
                 period = scan_orders(cfg.scan, cfg.grid, seed=cfg.scan_seed).period
+                if cfg.scan.startswith("video_"):  # each kind of layer equally often; of space, there are eight paths
+                    period = len(cfg.scan.removeprefix("video_"))
                 rule = f"must be a multiple of the {period} paths of {scan}, so that each is used equally often"
                 require(scanning % period == 0 or cfg.attention_every > 0, "model.depth", model.depth, rule)
 
     def run(self, scan: str, seed: int, steps: int | None = None) -> RunConfig:
         """The configuration of one run, of other `steps` than the base's if given."""
-        train = dataclasses.replace(self.base.train, seed=seed, steps=steps or self.base.train.steps)
+        backbone, *changes = scan.split()
+        config = to_dict(self.base)
+        for change in changes:
+            name, equals, value = change.partition("=")
+            section, _, field = name.partition(".")
+            rule = f"a backbone, and then SECTION.FIELD=VALUE of {', '.join(_VARIED)}; not {', '.join(_SHARED)}"
+            require(bool(equals) and section in _VARIED and name not in _SHARED, "ablation.scans", scan, rule)
+            config[section][field] = _value(value)
+        config = from_dict(config)
+        train = dataclasses.replace(config.train, seed=seed, steps=steps or self.base.train.steps)
         assert isinstance(self.base.model, ZigMaConfig)
-        return dataclasses.replace(self.base, model=variant(self.base.model, scan), train=train)
+        config = dataclasses.replace(config, model=variant(self.base.model, backbone), train=train)
+        self.judged_by(config)
+        return config
+
+    def judged_by(self, config: RunConfig) -> Interpolant:
+        """The objective of a run's held-out loss: that of `base`, so that losses can be compared, whatever it is
+        trained on. Raises ConfigError where there is none."""
+        base, own = self.base.interpolant, config.interpolant
+        comparable = own.path == base.path and {own.prediction, base.prediction} <= {"velocity", "data"}
+        if comparable:  # the loss of a data prediction is that of the velocity that follows from it
+            return dataclasses.replace(base, prediction=own.prediction)
+        rule = f"its loss could not be compared with that of path = {base.path}, prediction = {base.prediction}"
+        require(own == base, "interpolant", f"{own.path}, {own.prediction}", rule)
+        return base
 
     def steps_of(self, seconds: float, first: float) -> int:
         """Training steps of a backbone whose step takes `seconds`, as long as train.steps of one that takes `first`.
@@ -126,6 +161,13 @@ class Experiment:
                 del settings[section][field]
         del settings["log"], settings["checkpoint"]
         return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def default_ablation() -> Any:

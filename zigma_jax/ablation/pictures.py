@@ -1,4 +1,4 @@
-"""A data set held in memory, and the order in which a run reads it."""
+"""A data set of pictures or clips held in memory, and the order in which a run reads it."""
 
 import dataclasses
 import io
@@ -18,10 +18,13 @@ from zigma_jax.files import write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Two splits, decoded and resized, and what they are: set, splits, size, checksum."""
+    """Two splits, decoded and resized, and what they are: set, splits, size, checksum.
 
-    train: UInt8[np.ndarray, "n h w 3"]
-    held_out: UInt8[np.ndarray, "m h w 3"]
+    Of clips there is one window each, (f, h, w, 3).
+    """
+
+    train: UInt8[np.ndarray, "n *size 3"]
+    held_out: UInt8[np.ndarray, "m *size 3"]
     about: dict[str, str]
 
 
@@ -39,6 +42,8 @@ def load_pictures(config: DataConfig, held_out: str, cache: Path) -> Pictures:
         "held_out": held_out,
         "size": "x".join(map(str, config.size)),
     }
+    if config.window:
+        asked["window"] = json.dumps(dataclasses.asdict(config.window))
     if not cache.exists():
         train, others = _read(config), _read(dataclasses.replace(config, split=held_out))
         buffer = io.BytesIO()
@@ -54,10 +59,11 @@ def load_pictures(config: DataConfig, held_out: str, cache: Path) -> Pictures:
     return Pictures(train, others, about | {"crc32": f"{checksum:08x}"})
 
 
-def _read(config: DataConfig) -> UInt8[np.ndarray, "n h w 3"]:
+def _read(config: DataConfig) -> UInt8[np.ndarray, "n *size 3"]:
     from zigma_jax.data.pipeline import one_pass  # with it come grain and tensorflow-datasets
 
-    return np.concatenate([batch["image"] for batch in one_pass(config, batch_size=256)])
+    name = "video" if config.window else "image"
+    return np.concatenate([batch[name] for batch in one_pass(config, batch_size=256)])
 
 
 def training_batches(

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ def record_path(workdir: Path, scan: str, seed: int) -> Path:
 
 def run_name(scan: str, seed: int) -> str:
     """The name of a run's files."""
-    return f"{scan.replace('/', '_')}-{seed}"
+    return f"{re.sub(r'[^\w.=-]', '_', scan)}-{seed}"
 
 
 def check_records(workdir: Path, settings: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from zigma_jax.ablation.pictures import Pictures, training_batches
 from zigma_jax.data.pictures.pixels import to_uint8
 from zigma_jax.errors import DivergedError
 from zigma_jax.files import write_atomically
+from zigma_jax.interpolant import Interpolant
 from zigma_jax.metrics import frechet_distance
 from zigma_jax.models.config import ZigMaConfig
 from zigma_jax.models.families import BackboneConfig, build
@@ -73,7 +74,7 @@ class Runner:
 
     def run(
         self, scan: str, seed: int, advance: Callable[[int, float | None], None]
-    ) -> tuple[Record, UInt8[np.ndarray, "n h w 3"]]:
+    ) -> tuple[Record, UInt8[np.ndarray, "n *size 3"]]:
         """The run's record and the pictures of its last distance. `advance(steps, held-out loss if new)` is told.
 
         Raises:
@@ -143,7 +144,7 @@ class Runner:
         known = json.loads(path.read_text()) if path.exists() else {}
         if scan not in known:
             config = self.experiment.run(scan, 0)
-            programs = make_programs(config, self.mesh)
+            programs = make_programs(config, self.mesh, self.experiment.judged_by(config))
             state, rows = programs.init(0), training_batches(len(self.train), config.train.batch_size, 0, False)
             seconds = []
             for batch in itertools.islice(rows, 1 + _TIMED):  # the first one compiles
@@ -157,7 +158,7 @@ class Runner:
     def _compiled(self, scan: str, config: RunConfig) -> Programs:
         if scan not in self._programs:
             started = time.perf_counter()
-            programs = make_programs(config, self.mesh)
+            programs = make_programs(config, self.mesh, self.experiment.judged_by(config))
             state, batch = programs.init(0), next(training_batches(len(self.train), config.train.batch_size, 0, False))
             state, _ = programs.step(state, 0, self.train, *batch)
             indices = np.arange(self.experiment.ablation.batch)
@@ -186,14 +187,14 @@ class Runner:
         return to_uint8(np.concatenate(parts))
 
 
-def make_programs(config: RunConfig, mesh: Mesh) -> Programs:
-    """The jitted parts of a run of `config`, whatever its seed."""
+def make_programs(config: RunConfig, mesh: Mesh, judged_by: Interpolant) -> Programs:
+    """The jitted parts of a run of `config`, whatever its seed. `judged_by`: the objective of the held-out loss."""
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(config.model, rngs=nnx.Rngs(0))))
     update = make_update(graphdef, optimizer, config)
     everywhere, divided = replicated(mesh), batch_sharding(mesh)
 
-    def pictures_at(pictures: UInt8[Array, "n h w 3"], rows: Int[Array, " b"]) -> Float[Array, "b h w 3"]:
+    def pictures_at(pictures: UInt8[Array, "n *size 3"], rows: Int[Array, " b"]) -> Float[Array, "b *size 3"]:
         return jax.lax.with_sharding_constraint(pictures[rows].astype(jnp.float32) / 127.5 - 1, divided)
 
     def init(seed):
@@ -201,14 +202,14 @@ def make_programs(config: RunConfig, mesh: Mesh) -> Programs:
 
     def step(state: TrainState, seed, pictures, rows, mirrored):
         image = pictures_at(pictures, rows)
-        image = jnp.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
+        image = jnp.where(jnp.expand_dims(mirrored, range(1, image.ndim)), jnp.flip(image, -2), image)
         return update(state, {"image": image}, seed)
 
     def validate(params, pictures, indices):
         model = nnx.merge(graphdef, params)
         draws = jax.random.key(_HELD_OUT_DRAWS)
         keys = jax.vmap(lambda i: jax.random.fold_in(draws, i))(indices)
-        return config.interpolant.loss(lambda x, t: model(x, t), pictures_at(pictures, indices), keys)
+        return judged_by.loss(lambda x, t: model(x, t), pictures_at(pictures, indices), keys)
 
     return Programs(
         init=jax.jit(init, out_shardings=everywhere),
