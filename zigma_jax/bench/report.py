@@ -82,13 +82,14 @@ def save_figure(records: Sequence[Record], path: Path, title: str) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogFormatter, NullLocator
     except ImportError as error:
         raise MissingPackageError("the figure needs matplotlib: the extra 'plot'") from error
     good = [record for record in records if "error" not in record]
     timed = any("seconds" in record for record in good)
-    fields = [("seconds", "seconds", 1), ("peak_bytes", "peak memory, GiB", _GIB)]
+    fields = [("seconds", "seconds", 1), ("peak_bytes", "peak memory, MiB", 2**20)]
     if not timed:
-        fields = [("flops", "GFLOP", 1e9), ("temporary_bytes", "temporary memory, GiB", _GIB)]
+        fields = [("flops", "GFLOP", 1e9), ("temporary_bytes", "temporary memory, MiB", 2**20)]
     operations = list(dict.fromkeys(record["operation"] for record in good))
     figure = Figure(figsize=(10, 3.6 * len(operations)), layout="constrained")
     axes = figure.subplots(len(operations), 2, squeeze=False)
@@ -104,7 +105,12 @@ def save_figure(records: Sequence[Record], path: Path, title: str) -> None:
             if models and (tokens := crossing(good, models[0], field, operation)):
                 ax.axvline(tokens, color="0.7", linewidth=1)
                 ax.annotate(f"{tokens:,.0f} tokens", (tokens, 0.02), xycoords=("data", "axes fraction"), fontsize=8)
-            ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label, title=operation)
+            ax.set(xscale="log", yscale="log", xlabel="tokens of a sample", ylabel=label, title=operation)
+            tokens = sorted({record["tokens"] for record in good})
+            ax.set_xticks(tokens, [f"{n:,}" for n in tokens])
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_major_formatter(LogFormatter())
+            ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
             ax.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(title, fontsize=9)
