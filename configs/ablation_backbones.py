@@ -35,5 +35,6 @@ def get_config():
     config.ablation.features = "effnet"
     config.ablation.evaluations = 4
     config.ablation.distances = 1
-    config.ablation.samples = 1000
+    config.ablation.held_out = "test[:1000]"
+    config.ablation.samples = 500
     return config
