@@ -264,10 +264,16 @@ def test_the_tables_numbers():
         ({"ablation__scans": ("sweep1", "zagzig")}, r"'zagzig': no such backbone"),
         ({"ablation__scans": ("sweep1", "sweep1")}, r"config.ablation.scans = .*none twice"),
         ({"ablation__scans": ("sweep1", "zigzag8")}, r"config.model.depth = 2: .*multiple of the 8 paths of zigzag8"),
-        ({"ablation__scans": ("sweep1 model.depth=4",)}, r"config.ablation.scans = 'sweep1 model.depth=4': a backbone, and"),
+        (
+            {"ablation__scans": ("sweep1 model.depth=4",)},
+            r"config.ablation.scans = 'sweep1 model.depth=4': a backbone, and",
+        ),
         ({"ablation__scans": ("sweep1 train.steps=4",)}, r"ablation.scans = .*not train.seed, train.steps"),
         ({"ablation__scans": ("sweep1 optimizer.name=muon",)}, r"config.optimizer.name: no such field"),
-        ({"ablation__scans": ("sweep1 interpolant.prediction=noise",)}, r"config.interpolant = .*could not be compared"),
+        (
+            {"ablation__scans": ("sweep1 interpolant.prediction=noise",)},
+            r"config.interpolant = .*could not be compared",
+        ),
         ({"ablation__seeds": ()}, r"config.ablation.seeds = \(\): must have one entry"),
         ({"ablation__seeds": (-1,)}, r"config.ablation.seeds = -1: must lie in"),
         ({"ablation__seeds": ("a",)}, r"config.ablation.seeds = 'a': must be of type int"),
@@ -277,7 +283,10 @@ def test_the_tables_numbers():
         ({"model__num_classes": 20}, r"config.model.num_classes = 20: the ablation is unconditional"),
         ({"data__image_size": 12}, r"config.data.image_size = \(12, 12\): must be a multiple of 8"),
         ({"ablation__features": "fid"}, r"config.ablation.features = 'fid': must be one of colour, effnet"),
-        ({"ablation__features": "motion"}, r"config.ablation.features = .motion.: must be one of colour, effnet for a model of pictures"),
+        (
+            {"ablation__features": "motion"},
+            r"config.ablation.features = .motion.: must be one of colour, effnet for a model of pictures",
+        ),
         ({"train__fsdp": 2}, r"config.train.fsdp = 2: "),
     ],
 )
@@ -344,7 +353,9 @@ def test_the_features_of_clips_see_whether_they_move():
     clips = rng.integers(0, 256, (5, 3, 16, 24, 3), np.uint8)
     found = colours_and_changes(clips)
     assert found.shape == (5, 384)
-    np.testing.assert_allclose(found[:, :192], np.mean([mean_colours(clips[:, i]) for i in range(3)], axis=0), atol=1e-6)
+    np.testing.assert_allclose(
+        found[:, :192], np.mean([mean_colours(clips[:, i]) for i in range(3)], axis=0), atol=1e-6
+    )
     steps = [np.abs(mean_colours(clips[:, i + 1]) - mean_colours(clips[:, i])) for i in range(2)]
     np.testing.assert_allclose(found[:, 192:], np.mean(steps, axis=0), atol=1e-6)
     assert not colours_and_changes(frozen(clips))[:, 192:].any()

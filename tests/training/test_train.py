@@ -80,6 +80,21 @@ def test_stopped_killed_and_resumed_is_the_same_run_to_the_bit(tmp_path, data_di
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["attention", "mamba2"])
+def test_other_mixers_resume_to_the_bit(tmp_path, data_dir, mixer):
+    """A transformer with MLPs, and a hybrid of Mamba-2 and attention."""
+    mixers = {"model__mixer": mixer, "model__attention_every": 2 * (mixer == "mamba2"), "model__head_size": 8}
+    options = mixers | {"model__mlp_ratio": 2.0, "train__steps": 4}
+    assert train(tiny_config(data_dir, **options), tmp_path / "whole")
+    assert train(tiny_config(data_dir, **options | {"train__steps": 2}), tmp_path / "broken")
+    assert train(tiny_config(data_dir, **options), tmp_path / "broken")
+    expected, found = leaves(tmp_path / "whole", 4), leaves(tmp_path / "broken", 4)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, found[name], err_msg=name)
+
+
+@pytest.mark.slow
 def test_a_run_leaves_what_it_says_and_the_programs_use_it(tmp_path, data_dir):
     config = tiny_config(data_dir, log__preview_every=4)
     workdir = tmp_path / "run"
