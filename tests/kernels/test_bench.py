@@ -4,10 +4,12 @@ import json
 import math
 from typing import Any
 
-import bench
 import jax.numpy as jnp
 import pytest
-from bench_limits import Device, Work, conv_work, measure, scan_work
+from zigma_kernels import selective_scan
+from zigma_kernels.bench import __main__ as bench
+from zigma_kernels.bench import timing
+from zigma_kernels.bench.limits import Device, Work, conv_work, measure, scan_work
 from zigma_kernels.causal_conv.cases import CASES as CONV_CASES
 from zigma_kernels.grid_path import GridPath
 from zigma_kernels.selective_scan.cases import CASES, Case
@@ -29,8 +31,8 @@ def run(monkeypatch, capsys, cases, implementations, *flags):
 
     known = {"scan": scan, "broken": broken, "unsupported": unsupported}
     ops = {"op": (cases, {name: known[name] for name in implementations}, scan_work)}
-    monkeypatch.setattr(bench, "ops", lambda: ops)
-    monkeypatch.setattr("sys.argv", ["bench.py", "--repeats", "1", *map(str, flags)])
+    monkeypatch.setattr(timing, "ops", lambda: ops)
+    monkeypatch.setattr("sys.argv", ["bench", "--repeats", "1", *map(str, flags)])
     with pytest.raises(SystemExit) as exit_:
         bench.main()
     return exit_.value.code, capsys.readouterr().out.splitlines()
@@ -71,7 +73,7 @@ def test_filters(monkeypatch, capsys):
 
 
 def test_arguments_are_drawn_on_the_device():
-    args = bench.drawn(tuple((name, x.shape, x.dtype) for name, x in CASES["bfloat16"].shapes.items()))
+    args = timing.drawn(tuple((name, x.shape, x.dtype) for name, x in CASES["bfloat16"].shapes.items()))
     for name, x in CASES["bfloat16"].arguments().items():
         assert (args[name].shape, args[name].dtype) == (x.shape, x.dtype)
     assert (args["A"] < 0).all()
@@ -80,10 +82,10 @@ def test_arguments_are_drawn_on_the_device():
 def test_whole_sequence_is_the_scan():
     case = Case("", 1, 6, 2, 2)
     args: dict[str, Any] = {name: jnp.asarray(x) for name, x in case.arguments().items()}
-    y, expected = bench.whole_sequence(**args, order=None), bench.selective_scan(**args)
+    y, expected = timing.whole_sequence(**args, order=None), selective_scan(**args)
     assert jnp.abs(y - expected).max() <= 1e-5 * jnp.abs(expected).max()
     with pytest.raises(NotImplementedError, match="raster order only"):
-        bench.whole_sequence(**args, order=GridPath.zigzag((2, 3)))
+        timing.whole_sequence(**args, order=GridPath.zigzag((2, 3)))
 
 
 def test_limits():

@@ -30,6 +30,11 @@ class Case:
     bench: bool = False
 
     @property
+    def elements(self) -> int:
+        """Of the input."""
+        return self.batch * self.length * self.channels
+
+    @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the array arguments, by name."""
         b, d, past = self.batch, self.channels, self.width - 1
@@ -77,3 +82,6 @@ _TIMED = (
     Case("16384 tokens", 2, 16384, 1536, dtype="bfloat16", bench=True),
 )
 CASES: dict[str, Case] = {case.name: case for case in _TESTED + _TIMED}
+
+# What an implementation is checked on where it has not been verified: short, and of every path through a kernel.
+FIRST_USE = tuple(CASES[name] for name in ("bfloat16", "frames of a video", "several tiles"))

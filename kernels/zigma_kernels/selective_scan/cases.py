@@ -40,6 +40,11 @@ class Case:
     bench: bool = False
 
     @property
+    def elements(self) -> int:
+        """Of the input."""
+        return self.batch * self.length * self.channels
+
+    @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the array arguments, by name."""
         b, L, d, n = self.batch, self.length, self.channels, self.states
@@ -88,6 +93,7 @@ _TIMED = (
     Case("small images, bfloat16", 64, 64, 384, dtype="bfloat16", bench=True),
     Case("one image", 1, 1024, 1536, dtype="bfloat16", bench=True),
     Case("one large image", 1, 4096, 1536, dtype="bfloat16", bench=True),
+    Case("one large image, zigzag", 1, 4096, 1536, dtype="bfloat16", order=GridPath.zigzag((64, 64)), bench=True),
     Case("256 tokens", 64, 256, 1536, dtype="bfloat16", bench=True),
     Case("256 tokens, zigzag", 64, 256, 1536, dtype="bfloat16", order=GridPath.zigzag((16, 16)), bench=True),
     Case("1024 tokens", 32, 1024, 1536, dtype="bfloat16", bench=True),
@@ -103,6 +109,15 @@ _TIMED = (
         )
     ),
     Case("4096 tokens", 8, 4096, 1536, dtype="bfloat16", bench=True),
+    Case("4096 tokens, zigzag", 8, 4096, 1536, dtype="bfloat16", order=GridPath.zigzag((64, 64)), bench=True),
     Case("16384 tokens", 2, 16384, 1536, dtype="bfloat16", bench=True),
+    Case("16384 tokens, zigzag", 2, 16384, 1536, dtype="bfloat16", order=GridPath.zigzag((128, 128)), bench=True),
 )
 CASES: dict[str, Case] = {case.name: case for case in _TESTED + _TIMED}
+
+# What an implementation is checked on where it has not been verified: short, and of every path through a kernel.
+FIRST_USE = (
+    CASES["bfloat16"],
+    CASES["frames of a video"],
+    Case("several blocks", 1, 150, 384, order=GridPath.zigzag((10, 15), (1, 0)), initial_state=True),
+)
