@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -10,9 +11,12 @@ from typing import Any
 
 import jax
 
+from zigma_kernels import trust
+
 type Implementation = Callable[..., Any]
 
 CHOSEN = "chosen"
+VARIABLES = {"selective_scan": "ZIGMA_SCAN", "causal_conv": "ZIGMA_CONV", "ssd": "ZIGMA_SSD"}  # name an implementation
 _log = logging.getLogger(__name__)
 _target: ContextVar[Sequence[Any]] = ContextVar("target", default=())  # the devices that `compiling_for` names
 _findings: ContextVar[dict[str, str] | None] = ContextVar("findings", default=None)  # `explain` listens here
@@ -63,7 +67,9 @@ def dispatch(op: str, implementations: Mapping[str, Implementation], name: str |
     """Calls the implementation called `name`, or with None the first that supports the device and the call.
 
     An implementation raises NotImplementedError for a call that it does not support. What was chosen by
-    default, and why not those before it, is logged at level DEBUG; `explain` returns it.
+    default, and why not those before it, is logged at level DEBUG; `explain` returns it. A variable of the environment
+    (`VARIABLES`) can name the implementation of all calls that leave it to the default; it is read as a program is
+    traced.
 
     Raises:
         ValueError: no implementation has that name.
@@ -73,11 +79,18 @@ def dispatch(op: str, implementations: Mapping[str, Implementation], name: str |
         if name not in implementations:
             raise ValueError(f"{op}: unknown implementation {name!r}; known: {', '.join(implementations)}")
         return implementations[name](*args)
+    if forced := os.environ.get(variable := VARIABLES.get(op, "")):
+        if forced not in implementations:
+            raise ValueError(f"{variable}={forced}: unknown implementation; known: {', '.join(implementations)}")
+        if (heard := _findings.get()) is not None:
+            heard.update(dict.fromkeys(implementations, f"{variable}={forced}") | {forced: CHOSEN})
+        return implementations[forced](*args)
     findings = {}
     for candidate, implementation in implementations.items():
         try:
             if isinstance(implementation, NvidiaKernel | CpuKernel):
                 implementation.require_device()
+                trust.require(op, candidate, _default_devices())
             result = implementation(*args)
         except NotImplementedError as reason:
             findings[candidate] = str(reason)

@@ -79,7 +79,7 @@ def fresh(monkeypatch, tmp_path):
 
 def forget():
     library._load.cache_clear()
-    library._digest.cache_clear()
+    library.digest.cache_clear()
 
 
 @pytest.mark.slow

@@ -19,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import jax.ffi
 import jaxlib
 
 from zigma_kernels.partitioned import vary_alike
+from zigma_kernels.storage import cache_folder
 
 CHUNK = 64  # tokens of a sequence between two saved states
 BLOCK = 64  # channels of a task; what is summed over channels is summed block by block, whatever the machine
@@ -52,9 +54,14 @@ def require() -> None:
     if wanted == "off":
         raise NotImplementedError("turned off by ZIGMA_CPU_KERNELS=off")
     if reason := _load():
-        if wanted == "require":
-            raise RuntimeError(f"ZIGMA_CPU_KERNELS=require, but {reason}")
-        raise NotImplementedError(reason)
+        refuse(reason)
+
+
+def refuse(reason: str) -> NoReturn:
+    """Raises NotImplementedError; RuntimeError if ZIGMA_CPU_KERNELS=require."""
+    if os.environ.get("ZIGMA_CPU_KERNELS") == "require":
+        raise RuntimeError(f"ZIGMA_CPU_KERNELS=require, but {reason}")
+    raise NotImplementedError(reason)
 
 
 def call(symbol: str, results, aliases: dict[int, int] | None = None, **options):
@@ -97,14 +104,14 @@ def _load() -> str:
 
 def _target(symbol: str) -> str:
     """Named after the sources too: a program that XLA cached must not meet kernels of another version."""
-    return f"zigma_{symbol}_{_digest()[:16]}"
+    return f"zigma_{symbol}_{digest()[:16]}"
 
 
 def _compiled() -> Path:
     """The library's file; compiled if it is not there yet. Several processes may do so at once."""
-    name = f"kernels_{_digest()[:32]}.so"
+    name = f"kernels_{digest()[:32]}.so"
     try:
-        folder = _cache()
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / name).exists():
             return folder / name
@@ -145,7 +152,7 @@ def _compiler() -> list[str]:
 
 
 @functools.cache
-def _digest() -> str:
+def digest() -> str:
     """Of all that decides what the compiled library is: sources, options, JAX's interface and the processor."""
     here = Path(__file__).parent
     sources = b"".join(path.read_bytes() for path in sorted([*here.glob("*.cc"), *here.glob("*.h")]))
@@ -162,8 +169,3 @@ def _processor() -> str:
     told = {line.split(":")[0].strip(): line for line in lines}
     features = [told[name] for name in ("vendor_id", "cpu family", "model", "flags", "Features") if name in told]
     return " ".join([platform.machine(), platform.processor(), *features])
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "zigma_jax" / "kernels"
