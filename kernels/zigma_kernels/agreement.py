@@ -12,7 +12,9 @@ import numpy as np
 type Arrays = dict[str, np.ndarray]
 
 
-def outputs_and_gradients(op: str, case: Any, implementation: str, arguments: Mapping[str, Any]) -> Callable[[], Arrays]:
+def outputs_and_gradients(
+    op: str, case: Any, implementation: str, arguments: Mapping[str, Any]
+) -> Callable[[], Arrays]:
     """A function that runs a case, compiled once, and returns the outputs and the gradients by name.
 
     Args:

@@ -81,10 +81,10 @@ def _local(devices: Sequence[Any]) -> jax.Device | None:
 
 @functools.cache
 def fingerprint(op: str, implementation: str) -> str:
-    """Of a kernel's sources, and of the versions of what compiles them."""
+    """Of an implementation's sources, and of the versions of what compiles them."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for pattern in SOURCES[op, implementation]:
+    for pattern in SOURCES.get((op, implementation), (f"{op}/*.py", *_SHARED)):
         for path in sorted(path for path in here.glob(pattern) if path.suffix in (".py", ".cc", ".h")):
             digest.update(path.read_bytes())
     for package in _COMPILERS:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 LANES_PER_CLOCK = 128
 SPECIAL_PER_CLOCK = 16
 
+LARGEST_ON_CPU = 2 * 4096 * 1536  # elements of the input; beyond it the slower implementations take minutes
+
 
 @dataclass(frozen=True)
 class Work:

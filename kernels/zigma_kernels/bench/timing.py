@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zigma_kernels.bench.limits import conv_work, scan_work
+from zigma_kernels.bench.limits import LARGEST_ON_CPU, conv_work, scan_work
 from zigma_kernels.causal_conv import IMPLEMENTATIONS as CONV_IMPLEMENTATIONS
 from zigma_kernels.causal_conv import causal_conv
 from zigma_kernels.causal_conv.cases import CASES as CONV_CASES
@@ -24,8 +24,9 @@ from zigma_kernels.selective_scan import selective_scan
 from zigma_kernels.selective_scan.cases import CASES as SCAN_CASES
 
 CPU = jax.default_backend() == "cpu"
-LARGEST_ON_CPU = 2 * 4096 * 1536  # elements of the input; beyond it the slower implementations take minutes
-LARGEST_REFERENCE = 2**21  # the same on accelerators: there, one small kernel after the other for every token
+LARGEST_REFERENCE = (
+    2**21
+)  # elements of the input on accelerators: there, one small kernel after the other for every token
 SECONDS_A_REPEAT = 0.03  # on accelerators, as many calls
 ONE_AT_A_TIME = threading.Lock()  # tracing is Python, and not all compilers of kernels bear company
 PACKAGES = ("jax", "jaxlib", "numpy", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-triton", "triton")
