@@ -7,6 +7,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 from zigma_kernels import causal_conv, explain, selective_scan, trust
 from zigma_kernels.causal_conv import IMPLEMENTATIONS, xla
 from zigma_kernels.causal_conv.cases import FIRST_USE
@@ -69,6 +70,15 @@ def test_a_right_kernel_is_checked_once_and_used(fake):
     forget()
     assert explain(causal_conv, X, WEIGHT)["fake"] == "chosen"
     assert checked(calls) == 1  # the disk remembers
+
+
+def test_a_check_knows_nothing_of_the_mesh_around_it(fake):
+    calls = fake(xla.causal_conv)
+    mesh = jax.make_mesh((2,), ("data",))
+    with jax.set_mesh(mesh):
+        conv = jax.shard_map(lambda x: causal_conv(x, WEIGHT), in_specs=P("data"), out_specs=P("data"))
+        assert jax.jit(conv)(jnp.ones((2, 4, 2))).shape == (2, 4, 2)
+    assert checked(calls) == 1
 
 
 def test_a_wrong_kernel_is_replaced_with_a_warning(fake, tmp_path):

@@ -129,7 +129,7 @@ def test_a_list_runs_nothing(child, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["verify", "--list", f"--workdir={child / 'new'}"])
     verify.main()
     out = capsys.readouterr().out
-    assert "agreement: selective_scan by cpu (bfloat16, " in out
+    assert "agreement: selective_scan by cpu (bfloat16; " in out
     assert re.search(r"On an NVIDIA GPU of compute capability 9\.0, .*: \d+ tasks\n +1 min  agreement: sel", out)
     assert "rough guesses" in out
     assert not (child / "new").exists()

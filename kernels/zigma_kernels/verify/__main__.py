@@ -73,7 +73,7 @@ def listing(tasks: Sequence[Task]) -> str:
     for title, group in itertools.groupby(tasks, lambda task: task.title):
         group = list(group)
         passed += sum(task.seconds for task in group)
-        detail = f" ({', '.join(task.what for task in group)})" if group[0].op else ""
+        detail = f" ({'; '.join(task.what for task in group)})" if group[0].op else ""
         lines.append(f"  {passed / 60:5.0f} min  {title}{detail}")
     return "\n".join(lines)
 

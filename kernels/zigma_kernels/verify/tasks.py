@@ -92,7 +92,7 @@ def _wanted(machine: Machine) -> Iterator[Task]:
         yield from _times(op, name, machine, WANTED)
     if machine.models and not cpu:
         for tokens in (1024, 4096, 16384):
-            yield _model(f"--tokens={tokens} --models=zigma,sit {STEPS}")
+            yield _model(2, f"--tokens={tokens} --models=zigma,sit {STEPS}")
     for op in OPS:
         yield from _times(op, "xla", machine, WANTED)
     others = [(op, name) for op in OPS for name in implementations(op, machine)]
@@ -108,14 +108,14 @@ def _wanted(machine: Machine) -> Iterator[Task]:
                 yield Task("time", "selective_scan", OFFICIAL, case, 15, 180)
     if machine.models and not cpu:
         for tokens in (1024, 4096, 16384):
-            yield _model(f"--tokens={tokens} --models=zigma/sweep1 {STEPS}")
-            yield _model(f"--tokens={tokens} --models=zigma,sit --remat=none,mixer,block {STEPS}")
+            yield _model(1, f"--tokens={tokens} --models=zigma/sweep1 {STEPS}")
+            yield _model(6, f"--tokens={tokens} --models=zigma,sit --remat=none,mixer,block {STEPS}")
     for op, name in others:
         if name != "reference":
             yield from _times(op, name, machine, [case.name for case in OPS[op][1].CASES.values() if case.bench])
     if machine.models and cpu:
         for tokens in (256, 1024):
-            yield _model(f"--tokens={tokens} --models=zigma,sit {GRADIENTS}")
+            yield _model(2, f"--tokens={tokens} --models=zigma,sit {GRADIENTS}")
 
 
 def _leading(op: str, machine: Machine) -> str:
@@ -139,5 +139,5 @@ def _times(op: str, name: str, machine: Machine, names: list[str]) -> Iterator[T
             yield Task("time", op, name, case, 10, 300 if cpu else 180)
 
 
-def _model(flags: str) -> Task:
-    return Task("model", "", "", flags, 150, 900)
+def _model(cases: int, flags: str) -> Task:
+    return Task("model", "", "", flags, 80 * cases, 300 * cases)
