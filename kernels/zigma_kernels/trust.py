@@ -47,8 +47,7 @@ _verdicts: dict[tuple[str, ...], str] = {}  # of this process: what is wrong wit
 def require(op: str, implementation: str, devices: Sequence[Any]) -> None:
     """Raises NotImplementedError, with the reason, if a kernel was found to be wrong on these devices.
 
-    The first call checks it, unless that is known already. Devices that are not here cannot be asked, and what is
-    compiled for them passes.
+    The first call checks it, unless that is known already, on the first of the devices that is this process's.
     """
     if (op, implementation) not in SOURCES or (device := _local(devices)) is None:
         return

@@ -74,7 +74,7 @@ def test_a_right_kernel_is_checked_once_and_used(fake):
 
 def test_a_check_knows_nothing_of_the_mesh_around_it(fake):
     calls = fake(xla.causal_conv)
-    mesh = jax.make_mesh((2,), ("data",))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         conv = jax.shard_map(lambda x: causal_conv(x, WEIGHT), in_specs=P("data"), out_specs=P("data"))
         assert jax.jit(conv)(jnp.ones((2, 4, 2))).shape == (2, 4, 2)
