@@ -31,7 +31,7 @@ from zigma_kernels.storage import cache_folder, write_atomically
 VERIFIED: frozenset[tuple[str, str, str, str]] = frozenset()
 
 _SHARED = ("partitioned.py", "visiting.py")
-SOURCES = {  # what the fingerprint is of
+SOURCES = {  # what the fingerprint of a kernel is of
     ("selective_scan", "mosaic_gpu"): ("selective_scan/mosaic_*.py", "mosaic_lanes.py", *_SHARED),
     ("selective_scan", "triton"): ("selective_scan/triton_*.py", *_SHARED),
     ("selective_scan", "cpu"): ("selective_scan/cpu.py", "cpu/*", *_SHARED),
@@ -83,7 +83,7 @@ def fingerprint(op: str, implementation: str) -> str:
     """Of an implementation's sources, and of the versions of what compiles them."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for pattern in SOURCES.get((op, implementation), (f"{op}/*.py", *_SHARED)):
+    for pattern in SOURCES.get((op, implementation), (f"{op}/*.py", "mosaic_lanes.py", "cpu/*", *_SHARED)):
         for path in sorted(path for path in here.glob(pattern) if path.suffix in (".py", ".cc", ".h")):
             digest.update(path.read_bytes())
     for package in _COMPILERS:

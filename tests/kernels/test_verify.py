@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from zigma_kernels.verify import __main__ as verify
 from zigma_kernels.verify import report, run, work
-from zigma_kernels.verify.tasks import MARK, OPS, Machine, Task, plan
+from zigma_kernels.verify.tasks import MARK, OPS, Machine, Task, models_folder, plan
 
 ABOUT = {"device": "one", "versions": {"jax": "0"}, "platform": "cpu", "capability": None, "kind": "cpu"}
 HOPPER = Machine("gpu", (9, 0), sanitizer=True, models=True, official=True)
@@ -76,7 +76,7 @@ def test_the_same_command_goes_on(child, monkeypatch, capsys):
     start(monkeypatch, child, planned)
     start(monkeypatch, child, planned)
     assert (child / "done.txt").read_text().split() == ["a", "b", "bad", "c", "bad"]  # what failed, once more
-    monkeypatch.setattr(verify, "fingerprint", lambda op, name: "other sources")
+    monkeypatch.setattr(verify, "sources", lambda task: "others")
     start(monkeypatch, child, planned[:2])
     assert (child / "done.txt").read_text().split()[-2:] == ["a", "b"]
     assert start(monkeypatch, child, planned, "--minutes=0") == 1
@@ -92,6 +92,47 @@ def test_the_time_is_over_in_the_middle_of_a_task(child):
     for task, _ in run.run(tasks("a", "hang", "b"), child, lambda: 0 if seen else 60):
         seen.append(task.what)
     assert seen == ["a"]  # the others are as if they had not begun
+
+
+@pytest.mark.parametrize(
+    ("status", "prints", "expected"),
+    [
+        (0, "========= ERROR SUMMARY: 0 errors", {"right": True, "summary": "ERROR SUMMARY: 0 errors"}),
+        (86, "========= ERROR SUMMARY: 2 errors", {"right": False, "summary": "ERROR SUMMARY: 2 errors"}),
+        (1, "no driver", {"error": "exit code 1: no driver"}),
+    ],
+)
+def test_a_sanitizer(child, monkeypatch, status, prints, expected):
+    tool = child / "compute-sanitizer"
+    tool.write_text(f'#!/bin/sh\necho "$@" > {child}/asked\necho "{prints}"\nexit {status}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(child), prepend=os.pathsep)
+    task = Task("sanitizer", "causal_conv", "mosaic_gpu", "racecheck", 0, 30)
+    assert list(run.run([task], child, lambda: 60)) == [(task, expected)]
+    asked = (child / "asked").read_text()
+    assert asked.startswith("--tool racecheck --error-exitcode 86 ")
+    assert asked.endswith("agreement causal_conv mosaic_gpu bfloat16 frames of a video several tiles\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("echo done", [{}]),
+        ("echo '--minutes=1 are over; the same command'", []),
+        ("echo 'no such model'; exit 2", [{"error": "exit code 2: no such model"}]),
+        ("sleep 600", [{"error": "not done after 1 s"}]),
+    ],
+)
+def test_whole_models(child, monkeypatch, command, expected):
+    program = child / "python"
+    program.write_text(f'#!/bin/sh\necho "$@" > {child}/asked\n{command}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    task = Task("model", "", "", "--tokens=1024 --size=b", 0, 1)
+    assert list(run.run([task], child, lambda: 60)) == [(task, result) for result in expected]
+    asked = (child / "asked").read_text().split()
+    folder = models_folder(child)
+    assert asked == ["-m", "zigma_jax.bench", "--tokens=1024", "--size=b", f"--workdir={folder}", "--minutes=0.02"]
 
 
 def test_the_most_wanted_first():

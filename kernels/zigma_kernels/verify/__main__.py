@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from zigma_kernels.storage import write_atomically
-from zigma_kernels.trust import fingerprint
 from zigma_kernels.verify import report
 from zigma_kernels.verify.run import look, run
-from zigma_kernels.verify.tasks import OPS, Machine, Task, plan
+from zigma_kernels.verify.tasks import Machine, Task, plan, sources
 
 GPU = Machine("gpu", (9, 0), sanitizer=True, models=True, official=True)  # that a list without one is for
 
@@ -48,13 +47,6 @@ def machine(about: dict[str, Any]) -> Machine:
         models=importlib.util.find_spec("zigma_jax") is not None,
         official=capability is not None and all(map(importlib.util.find_spec, ("torch", "mamba_ssm"))),
     )
-
-
-def sources(task: Task) -> str:
-    """A fingerprint of what a task's result depends on."""
-    if task.op:
-        return fingerprint(task.op, task.implementation)
-    return " ".join(fingerprint(op, "") for op in OPS)
 
 
 def missing(tasks: Sequence[Task], records: dict[str, Any]) -> list[Task]:

@@ -7,7 +7,7 @@ from typing import Any
 from zigma_kernels import trust
 from zigma_kernels.bench import table
 from zigma_kernels.bench.table import markdown_row
-from zigma_kernels.verify.tasks import OPS, Task, cases_of
+from zigma_kernels.verify.tasks import OPS, Task, cases_of, models_folder
 
 type Result = dict[str, Any]
 
@@ -110,7 +110,7 @@ def _times(done: dict[Task, Result], cpu: bool) -> list[str]:
 
 
 def _models(done: dict[Task, Result], workdir: Path) -> list[str]:
-    path = workdir / "models" / "table.md"
+    path = models_folder(workdir) / "table.md"
     if not path.exists() or not any(task.kind == "model" for task in done):
         return []
     return ["### Whole models", path.read_text(encoding="utf-8").replace("### ", "#### ").strip()]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from zigma_kernels.verify.tasks import MARK, OPS, Task
+from zigma_kernels.verify.tasks import MARK, OPS, Task, models_folder
 
 START = 60  # seconds that a process may take beside its first task
 _WORK = [sys.executable, "-m", "zigma_kernels.verify.work"]
@@ -86,7 +86,7 @@ def _sanitized(task, workdir, seconds_left):
 
 def _models(task, workdir, seconds_left):
     minutes = min(seconds_left(), task.limit) / 60
-    flags = [*task.what.split(), f"--workdir={workdir / 'models'}", f"--minutes={minutes:.2f}"]
+    flags = [*task.what.split(), f"--workdir={models_folder(workdir)}", f"--minutes={minutes:.2f}"]
     result = _whole([sys.executable, "-m", "zigma_jax.bench", *flags], task, workdir, seconds_left)
     if result is not None:
         status, text = result

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from zigma_kernels.bench.limits import LARGEST_ON_CPU
@@ -11,6 +12,7 @@ from zigma_kernels.causal_conv import cases as conv_cases
 from zigma_kernels.dispatch import CpuKernel, NvidiaKernel
 from zigma_kernels.selective_scan import IMPLEMENTATIONS as SCAN_IMPLEMENTATIONS
 from zigma_kernels.selective_scan import cases as scan_cases
+from zigma_kernels.trust import fingerprint
 
 OPS = {"selective_scan": (SCAN_IMPLEMENTATIONS, scan_cases), "causal_conv": (CONV_IMPLEMENTATIONS, conv_cases)}
 MARK = "RESULT "  # before a line of JSON that one process prints for another
@@ -59,6 +61,18 @@ class Task:
     def title(self) -> str:
         """What it has in common with the tasks that one process does, one after the other."""
         return f"{self.kind}: {self.op} by {self.implementation}" if self.op else f"{self.kind}: {self.what}"
+
+
+def sources(task: Task) -> str:
+    """A fingerprint of what a task's result depends on."""
+    if task.op:
+        return fingerprint(task.op, task.implementation)
+    return "-".join(fingerprint(op, "") for op in OPS)
+
+
+def models_folder(workdir: Path) -> Path:
+    """Where `zigma_jax.bench` keeps its results, one for each form of the ops."""
+    return workdir / f"models-{sources(_model(0, ''))}"
 
 
 def implementations(op: str, machine: Machine) -> list[str]:
