@@ -66,14 +66,15 @@ def require(op: str, implementation: str, devices: Sequence[Any]) -> None:
     reason = f"found to be wrong on {kernel[-1]}: {verdict}"
     if new:
         message = f"{op}: {implementation} is not used, it was {reason}. The next implementation takes its place."
-        message += f" {_file(kernel)} remembers it; `python -m zigma_kernels.verify` shows more."
+        message += " `python -m zigma_kernels.verify` shows more."
+        message += f" This is remembered in {_file(kernel)}." if _file(kernel).exists() else ""
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     if device.platform == "cpu":
         library.refuse(reason)
     raise NotImplementedError(reason)
 
 
-def _local(devices: Sequence[Any]) -> jax.Device | None:
+def _local(devices: Sequence[Any]) -> Any | None:
     """The first that this process can compute on."""
     return next((x for x in devices if isinstance(x, jax.Device) and x.process_index == jax.process_index()), None)
 
@@ -94,7 +95,7 @@ def fingerprint(op: str, implementation: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def kind_of(device: jax.Device) -> str:
+def kind_of(device: Any) -> str:
     """The kind of a device. Of a CPU it names the library that was compiled for it, since that depends on much."""
     return f"CPU {library.digest()[:16]}" if device.platform == "cpu" else device.device_kind
 
@@ -115,7 +116,7 @@ def compare(op: str, implementation: str, cases: Iterable[Any]) -> str:
     return ""
 
 
-def _examine(kernel: tuple[str, ...], device: jax.Device) -> str:
+def _examine(kernel: tuple[str, ...], device: Any) -> str:
     """What is wrong with a kernel, "" for nothing; kept for later processes."""
     op, implementation, _, kind = kernel
     cases = importlib.import_module(f"zigma_kernels.{op}.cases").FIRST_USE

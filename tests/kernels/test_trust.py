@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,8 @@ def fake(monkeypatch, tmp_path):
 
 
 def wrong(*args):
-    return 1.5 * xla.causal_conv(*args)
+    y: Any = xla.causal_conv(*args)
+    return 1.5 * y
 
 
 def broken(*args):

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from zigma_kernels.verify import __main__ as verify
@@ -42,7 +43,7 @@ def child(monkeypatch, tmp_path):
     return tmp_path
 
 
-def start(monkeypatch, workdir, planned, *flags):
+def start(monkeypatch, workdir, planned, *flags) -> Any:
     """Exit status of the program."""
     monkeypatch.setattr(verify, "plan", lambda machine: planned)
     monkeypatch.setattr("sys.argv", ["verify", f"--workdir={workdir}", *flags])
