@@ -9,7 +9,6 @@
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from absl import app, flags
 
 from zigma_jax.data.pipeline import make_dataset, open_source
 from zigma_jax.errors import ConfigError
-from zigma_jax.files import check_local
+from zigma_jax.files import AnyPath, as_path
 from zigma_jax.models.families import Model
 from zigma_jax.programs import DEFINE_config, DEFINE_family, exit_with_errors, load_config, parse_flags
 from zigma_jax.training.array_store import check_same_model, flatten
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         if _SOURCE.value is None or _TARGET.value is None:
             raise ConfigError("--source and --target are both needed")
-        source, target = Path(_SOURCE.value), Path(_TARGET.value)
+        source, target = as_path(_SOURCE.value), as_path(_TARGET.value)
         config = None if _CONFIG.value is None else load_config(_CONFIG.value)
         if target.exists():
             raise ConfigError(f"{target} exists; choose another name")
@@ -69,14 +68,13 @@ def main(argv: list[str]) -> None:
             )
 
 
-def save_workdir(model: Model, config: RunConfig, workdir: Path) -> None:
+def save_workdir(model: Model, config: RunConfig, workdir: AnyPath) -> None:
     """A workdir whose training starts from the model's weights, raw and averaged alike.
 
     Raises:
         ConfigError: the workdir exists, or the configuration's model visits or places tokens otherwise.
         CheckpointError: its model has other parameters.
     """
-    check_local(workdir, "target")
     if workdir.exists():
         raise ConfigError(f"{workdir} exists; choose another name")
     # Shapes cannot tell these apart, and with others the weights are worth nothing.

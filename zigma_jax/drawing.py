@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 
 from zigma_jax.data.config import LatentConfig, TextConfig
 from zigma_jax.errors import ConfigError, UserError
+from zigma_jax.files import AnyPath, as_path
 from zigma_jax.interpolant import Interpolant, autoguide
 from zigma_jax.interpolant.guidance import check_guidance
 from zigma_jax.models.families import BackboneConfig, Model
@@ -120,7 +120,7 @@ class Autoguided(nnx.Module):
 
 def _autoguided(model: Model, place: str, checkpoint: str, scale: float, cfg: SampleConfig) -> Autoguided:
     """Raises ConfigError for a weaker model that is no model of the same samples and conditions."""
-    weak, _ = load_weights(Path(place), checkpoint=checkpoint)
+    weak, _ = load_weights(as_path(place), checkpoint=checkpoint)
     for field in ("sample_shape", "num_classes", "null_class", "context_size"):
         ours, theirs = getattr(model.cfg, field), getattr(weak.cfg, field)
         if ours != theirs:
@@ -170,7 +170,7 @@ def DEFINE_drawing() -> Callable[..., Drawing]:  # noqa: N802 - as absl names it
     weaker_scale = flags.DEFINE_float("autoguide_scale", 2.0, "How far --autoguide leads away; 1 is not at all.")
     changed, family = DEFINE_sample(), DEFINE_family()
 
-    def load(source: Path, mesh: Mesh, captions: Sequence[str] = ()) -> Drawing:
+    def load(source: AnyPath, mesh: Mesh, captions: Sequence[str] = ()) -> Drawing:
         if not 0 <= seed.value < 2**63:
             raise ConfigError(f"--seed={seed.value}: must be at least 0 and less than 2**63")
         wanted = parse_labels(labels.value)
@@ -203,7 +203,7 @@ def DEFINE_drawing() -> Callable[..., Drawing]:  # noqa: N802 - as absl names it
         return Drawing(model, config, cfg, seed.value, wanted, text, decoder, about)
 
     def _prompts(
-        model: BackboneConfig, config: RunConfig | None, cfg: SampleConfig, source: Path, captions: Sequence[str]
+        model: BackboneConfig, config: RunConfig | None, cfg: SampleConfig, source: AnyPath, captions: Sequence[str]
     ) -> Prompts:
         if labels.value:
             raise ConfigError(f"--labels: {source} is conditioned on text: give --prompts")

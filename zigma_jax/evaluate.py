@@ -34,7 +34,7 @@ from zigma_jax.data.pipeline import open_source
 from zigma_jax.data.sources import Source
 from zigma_jax.drawing import DEFINE_drawing, Drawing
 from zigma_jax.errors import ConfigError
-from zigma_jax.files import write_atomically
+from zigma_jax.files import AnyPath, as_path, make_directory, write_atomically
 from zigma_jax.metrics import Features
 from zigma_jax.metrics.reference_file import known_features
 from zigma_jax.networks import Extractor, load_network
@@ -104,13 +104,13 @@ def main(argv: list[str]) -> None:
             raise ConfigError("--source is missing; for example --source=runs/quickstart")
         set_cpu_devices()
         _JOIN()
-        (measure_adherence if _ADHERENCE.value else evaluate)(Path(_SOURCE.value))
+        (measure_adherence if _ADHERENCE.value else evaluate)(as_path(_SOURCE.value))
 
 
-def evaluate(source: Path) -> None:
+def evaluate(source: AnyPath) -> None:
     """Measures what the flags ask for. Whatever can be wrong with them is found before the long work."""
     # ---- the samples, the network, the data set
-    output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "evaluation"
+    output = as_path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "evaluation"
     check_directory(output)
     mesh = make_mesh()
     measured = _load(source, mesh) if is_model(source) else _pictures(source)
@@ -140,7 +140,7 @@ def evaluate(source: Path) -> None:
         count = _NUM.value or (min(defaults.samples, clip_evaluation.CLIPS) if of_clips else defaults.samples)
         measured, conditions = _samples(measured, dataset, count)
         if of_clips:
-            output.mkdir(parents=True, exist_ok=True)
+            make_directory(output)
             measured = clip_evaluation.on_disk(measured, output)
     clip = None if of_clips else _load_clip(conditions)
     sets = {"samples": measured}
@@ -210,9 +210,9 @@ def evaluate(source: Path) -> None:
     print(f"\n{output}/evaluation.json; pictures beside it")
 
 
-def measure_adherence(source: Path) -> None:
+def measure_adherence(source: AnyPath) -> None:
     """The share of samples that show what was asked for, at several scales of guidance."""
-    output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "evaluation"
+    output = as_path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / "evaluation"
     check_directory(output)
     if not is_model(source):
         raise ConfigError(f"--adherence: {source} is no model; of pictures it is not known what was asked for")
@@ -255,7 +255,7 @@ def measure_adherence(source: Path) -> None:
     print(f"\n{output}/evaluation.json; {output}/adherence.png has a row of samples for each scale of guidance")
 
 
-def _load(source: Path, mesh: Mesh) -> Drawing:
+def _load(source: AnyPath, mesh: Mesh) -> Drawing:
     if _SIZE.value:
         raise ConfigError(f"--image_size={_SIZE.value}: is for pictures; a model draws at a size of its own")
     captions = [""] if _DATASET.value or _FOLDER.value else []  # until those of the data set take their place
@@ -263,11 +263,15 @@ def _load(source: Path, mesh: Mesh) -> Drawing:
     return drawing
 
 
-def _pictures(source: Path) -> Pictures:
+def _pictures(source: AnyPath) -> Pictures:
     """What a directory's manifest names, or whatever pictures there are."""
     with_videos = (source / "samples.npz").is_file() and draws_videos(source)
-    read = pictures_of if has_manifest(source) and not with_videos else of_files
-    return read(source, (_SIZE.value, _SIZE.value) if _SIZE.value else None, _NUM.value)
+    size = (_SIZE.value, _SIZE.value) if _SIZE.value else None
+    if has_manifest(source) and not with_videos:
+        return pictures_of(source, size, _NUM.value)
+    if not isinstance(source, Path):
+        raise ConfigError(f"--source={source}: of a bucket, only pictures that zigma_jax.sample drew can be measured")
+    return of_files(source, size, _NUM.value)
 
 
 def _reconstructor(pictures: Pictures, mesh: Mesh) -> Decoder | None:
@@ -371,7 +375,7 @@ def _words(about: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in about.items())
 
 
-def _beside(source: Path) -> Path:
+def _beside(source: AnyPath) -> AnyPath:
     """The directory for results: a model's own, and the one above pictures, among which they do not belong."""
     return source if source.is_dir() and is_model(source) else source.parent
 

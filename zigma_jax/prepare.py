@@ -6,7 +6,6 @@ the data set, its pictures' latents if the run trains on latents (docs/latents.m
 trains on text (docs/data.md).
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from zigma_jax.data.encoded_text import TextSet
 from zigma_jax.data.pictures.decode import decode
 from zigma_jax.data.pictures.pixels import center_crop, to_float
 from zigma_jax.errors import ConfigError, DataError, MissingPackageError
+from zigma_jax.files import AnyPath, as_path
 from zigma_jax.processes import from_primary
 from zigma_jax.programs import (
     DEFINE_config,
@@ -115,16 +115,16 @@ def describe(data: DataConfig) -> None:
     print(f"  classes: {first.info.num_classes or 'none'}, {captions}")
     print(f"  licence: {first.info.licence}")
     if first.info.has_clips and _PREVIEW.value:
-        write_clips(first, Path(_PREVIEW.value), _PIXELS.value, data.window or Window(8))
+        write_clips(first, as_path(_PREVIEW.value), _PIXELS.value, data.window or Window(8))
         print(f"  frames of the first clips: {_PREVIEW.value}")
     elif not first.info.has_pictures:
         print("  latents alone, no pictures")
     elif _PREVIEW.value:
-        write_preview(first, Path(_PREVIEW.value), _PIXELS.value)
+        write_preview(first, as_path(_PREVIEW.value), _PIXELS.value)
         print(f"  the first pictures: {_PREVIEW.value}")
 
 
-def write_clips(source: sources.Source, path: Path, pixels: int, window: Window, count: int = 16) -> None:
+def write_clips(source: sources.Source, path: AnyPath, pixels: int, window: Window, count: int = 16) -> None:
     """Writes a sheet of the first readable clips: a row of frames for each."""
     clips = []
     for index in range(min(count, len(source))):
@@ -136,11 +136,10 @@ def write_clips(source: sources.Source, path: Path, pixels: int, window: Window,
             print(f"  record {index} is unreadable: {type(error).__name__}: {error}")
     if not clips:
         raise DataError(f"none of the first {count} records of {source.info.name} can be read")
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_png(path, make_grid(np.stack(clips)))
 
 
-def write_preview(source: sources.Source, path: Path, pixels: int, count: int = 64) -> None:
+def write_preview(source: sources.Source, path: AnyPath, pixels: int, count: int = 64) -> None:
     """Writes a sheet of the first readable pictures, eight or sixteen a row."""
     pictures = []
     for index in range(min(count, len(source))):
@@ -152,7 +151,6 @@ def write_preview(source: sources.Source, path: Path, pixels: int, count: int = 
         pictures.append(center_crop(image, (pixels, pixels)))
     if not pictures:
         raise DataError(f"none of the first {count} records of {source.info.name} can be read")
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_png(path, make_grid(to_float(np.stack(pictures)), columns=16 if len(pictures) > 32 else 8))
 
 

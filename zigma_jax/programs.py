@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from ml_collections import config_flags
 
 from zigma_jax import processes
 from zigma_jax.errors import ConfigError, UserError
+from zigma_jax.files import AnyPath, in_bucket
 from zigma_jax.models.families import import_family
 from zigma_jax.training.config import RunConfig, SampleConfig
 from zigma_jax.training.parse_config import check_known_field, describe_fields, from_dict, typed
@@ -55,12 +55,14 @@ def set_cpu_devices(count: int = 1) -> None:
         os.environ["XLA_FLAGS"] = " ".join([xla_flags, *missing]).strip()
 
 
-def keep_compiled(directory: Path) -> None:
+def keep_compiled(directory: AnyPath) -> None:
     """Keeps what XLA compiles, so that the next start need not; no effect where JAX is told another place already."""
     if jax.config.jax_compilation_cache_dir is None:
         # Kernels are known by what they compute, so that the next process finds them under the same key.
         jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
         jax.config.update("jax_compilation_cache_dir", str(directory))
+        if in_bucket(directory):  # XLA's own files beside JAX's can only be in a directory
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def DEFINE_processes():  # noqa: N802

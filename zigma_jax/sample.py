@@ -33,6 +33,7 @@ from zigma_jax import processes
 from zigma_jax.data.pictures.sets import read_pictures
 from zigma_jax.drawing import DEFINE_drawing, Drawing
 from zigma_jax.errors import ConfigError
+from zigma_jax.files import AnyPath, as_path
 from zigma_jax.programs import DEFINE_processes, exit_with_errors, parse_flags, set_cpu_devices
 from zigma_jax.training.prompts import Conditions
 from zigma_jax.training.sample_directory import SampleDirectory, check_directory
@@ -64,12 +65,12 @@ def main(argv: list[str]) -> None:
             raise ConfigError("--source is missing; for example --source=runs/quickstart")
         set_cpu_devices()
         _JOIN()
-        sample(Path(_SOURCE.value))
+        sample(as_path(_SOURCE.value))
 
 
-def sample(source: Path) -> None:
+def sample(source: AnyPath) -> None:
     """Draws, or encodes, what the flags ask for with the model in `source`."""
-    output = Path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / ("noise" if _ENCODE.value else "samples")
+    output = as_path(_OUTPUT.value) if _OUTPUT.value else _beside(source) / ("noise" if _ENCODE.value else "samples")
     check_directory(output)
     drawing = _LOAD(source, make_mesh())
     decoder = drawing.decoder
@@ -182,7 +183,7 @@ def _pictures(drawing: Drawing) -> tuple[np.ndarray, list[int]]:
     return images, labels
 
 
-def _beside(source: Path) -> Path:
+def _beside(source: AnyPath) -> AnyPath:
     return source if source.is_dir() else source.parent
 
 

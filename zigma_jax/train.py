@@ -33,6 +33,7 @@ from absl import app, flags
 from zigma_jax import processes
 from zigma_jax.data.pipeline import Batch, make_dataset, open_source
 from zigma_jax.errors import DivergedError
+from zigma_jax.files import AnyPath, as_path
 from zigma_jax.models.parameter_table import parameter_table
 from zigma_jax.models.sequence import check_tokens
 from zigma_jax.processes import from_primary, primary_first
@@ -73,7 +74,9 @@ from zigma_jax.training.trace import Trace
 from zigma_jax.training.workdir import check_same_run, owned, write_config
 
 _CONFIG = DEFINE_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/<name of the config>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives, a directory or gs://BUCKET/PATH; by default runs/<name of the config>."
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile the training step, say what it takes, and stop.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "With --dry_run: of devices that are not here, as v5e-8, v5e:2x4 or FILE.txtpb:8."
@@ -81,7 +84,7 @@ _TOPOLOGY = flags.DEFINE_string(
 _JOIN = DEFINE_processes()
 
 
-def train(config: RunConfig, workdir: Path, stops: Stops | None = None) -> bool:
+def train(config: RunConfig, workdir: AnyPath, stops: Stops | None = None) -> bool:
     """Trains to `config.train.steps`, from the last checkpoint in `workdir` if there is one.
 
     Returns whether it got there: False if a signal stopped it before, with a checkpoint saved. What a second signal
@@ -110,7 +113,7 @@ class Run:
     checkpoints: Checkpointer
     logger: MetricLogger
 
-    def __init__(self, config: RunConfig, workdir: Path, stops: Stops):
+    def __init__(self, config: RunConfig, workdir: AnyPath, stops: Stops):
         cfg = config.train
         self.workdir, self.stops = workdir, stops
         self.mesh = make_mesh(cfg.fsdp, seq=cfg.seq)
@@ -344,7 +347,7 @@ def main(argv: list[str]) -> None:
         if _DRY_RUN.value or _TOPOLOGY.value:
             dry_run(config, _TOPOLOGY.value)
             return
-        workdir = Path(_WORKDIR.value or Path("runs") / _config_name())
+        workdir = as_path(_WORKDIR.value or f"runs/{_config_name()}")
         keep_compiled(workdir / "compiled")
         finished = train(config, workdir, stops)
     if not finished and stops.received is not None:

@@ -27,7 +27,7 @@ from zigma_jax.ablation.config import Experiment, parse_experiment
 from zigma_jax.ablation.pictures import load_pictures
 from zigma_jax.ablation.report import check_records, record_path, require_matplotlib, run_name, write_report
 from zigma_jax.ablation.run import Runner
-from zigma_jax.files import write_atomically
+from zigma_jax.files import check_local, write_atomically
 from zigma_jax.programs import DEFINE_config, exit_with_errors, parse_flags, set_cpu_devices
 from zigma_jax.training.config import require
 from zigma_jax.training.preview import make_grid, save_animation, save_png
@@ -89,6 +89,7 @@ def save_samples(path: Path, samples: UInt8[np.ndarray, "n *size 3"]) -> None:
 
 def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
+        check_local(_WORKDIR.value, "workdir")
         workdir = Path(_WORKDIR.value)
         if _REPORT.value:
             table = write_report(workdir)

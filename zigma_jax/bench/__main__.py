@@ -36,7 +36,7 @@ from zigma_jax.bench import account
 from zigma_jax.bench.cases import MODELS, OPERATIONS, SIZES, Case
 from zigma_jax.bench.report import crossing, make_table, save_figure
 from zigma_jax.errors import ConfigError
-from zigma_jax.files import write_atomically
+from zigma_jax.files import AnyPath, as_path, write_atomically
 from zigma_jax.programs import exit_with_errors, parse_flags
 
 _MODELS = flags.DEFINE_list("models", ["zigma", "sit"], f"What to compare: {MODELS}.")
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
     with exit_with_errors(argv):
         cases, here = wanted_cases(), about()
         name = "bench" + (f"_{_ACCOUNT.value}" if _ACCOUNT.value else "")
-        workdir = Path(_WORKDIR.value or f"runs/{name}")
+        workdir = as_path(_WORKDIR.value or f"runs/{name}")
         records = _read(workdir, here)
         known = {record["key"] for record in records if "error" not in record}
         missing = [case for case in cases if case.key not in known]
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
         print(write_report(records, workdir, here))
 
 
-def write_report(records: list[dict[str, Any]], workdir: Path, here: dict[str, Any]) -> str:
+def write_report(records: list[dict[str, Any]], workdir: AnyPath, here: dict[str, Any]) -> str:
     """Writes table.md and, if matplotlib is there, curves.png; returns the table."""
     order = list(dict.fromkeys(_MODELS.value + [record["model"] for record in records]))
     records = sorted(records, key=lambda record: (record["tokens"], order.index(record["model"]), record["remat"]))
@@ -148,7 +148,7 @@ def write_report(records: list[dict[str, Any]], workdir: Path, here: dict[str, A
     return table
 
 
-def _read(workdir: Path, here: dict[str, Any]) -> list[dict[str, Any]]:
+def _read(workdir: AnyPath, here: dict[str, Any]) -> list[dict[str, Any]]:
     """The records of a workdir. Raises ConfigError for those of another device or other versions."""
     path = workdir / "results.json"
     records = json.loads(path.read_text()) if path.exists() else []

@@ -3,10 +3,10 @@
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from zigma_jax.errors import MissingPackageError
+from zigma_jax.files import AnyPath, open_atomically
 
 Record = dict[str, Any]
 _GIB = 2**30
@@ -71,7 +71,7 @@ def crossing(records: Sequence[Record], model: str, field: str, operation: str) 
     return None
 
 
-def save_figure(records: Sequence[Record], path: Path, title: str) -> None:
+def save_figure(records: Sequence[Record], path: AnyPath, title: str) -> None:
     """Time (left) and memory (right) over tokens, a line a model, a row an operation; both axes logarithmic.
 
     Of several settings of remat the fastest, or the leanest, is taken at each point. A vertical line is where the
@@ -114,7 +114,8 @@ def save_figure(records: Sequence[Record], path: Path, title: str) -> None:
             ax.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=150)
+    with open_atomically(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def _of_sit(rows: Sequence[Record], record: Record) -> Record | None:

@@ -4,7 +4,7 @@ Names are those of the tree, as "params/blocks/kernel"; orbax sees nested dicts 
 tree is made of, so that what is written here can be read by orbax alone and without this library.
 """
 
-import shutil
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,50 @@ import tensorstore
 from jaxtyping import PyTree
 
 from zigma_jax.errors import UserError
-from zigma_jax.files import sync_directory, sync_tree
+from zigma_jax.files import AnyPath, as_path, in_bucket, remove_tree, sync_directory, sync_tree
 
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint could not be written, is damaged, or belongs to another model."""
 
 
-def save_params(path: str | Path, params: PyTree) -> None:
+def save_params(path: str | AnyPath, params: PyTree) -> None:
     """Writes a tree of arrays as a bare orbax checkpoint, which is there whole or not at all.
 
     Raises CheckpointError if `path` exists, or cannot be written: a full disk, for one.
     """
-    path = Path(path).absolute()
+    path = absolute(path)
     if path.exists():
         raise CheckpointError(f"{path} exists already")
-    staging = path.with_name(f".{path.name}.partial")  # orbax's own temporary names go into it, too
+    # Orbax's own temporary names go into it, too. In a bucket orbax writes in place, and a file that says so last.
+    staging = path if in_bucket(path) else path.with_name(f".{path.name}.partial")
+    target = path if in_bucket(path) else staging / path.name
     try:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_tree(staging)
         with ocp.Checkpointer(handler()) as orbax:
-            orbax.save(staging / path.name, args=ocp.args.PyTreeSave(nest(flatten(params))))
-        if jax.process_index() == 0:
+            orbax.save(target, args=ocp.args.PyTreeSave(nest(flatten(params))))
+        if jax.process_index() == 0 and not in_bucket(path):
             sync_tree(staging)
-            (staging / path.name).rename(path)
+            target.rename(path)
             sync_directory(path.parent)
     except Exception as error:
+        if jax.process_index() == 0 and in_bucket(path):
+            with contextlib.suppress(Exception):
+                remove_tree(path)
         raise CheckpointError(f"could not write {path}: {cause_of(error)}") from error
     finally:
-        if jax.process_index() == 0:
-            shutil.rmtree(staging, ignore_errors=True)
+        if jax.process_index() == 0 and not in_bucket(path):
+            with contextlib.suppress(OSError):
+                remove_tree(staging)
 
 
-def load_params(path: str | Path, abstract: PyTree) -> PyTree:
+def load_params(path: str | AnyPath, abstract: PyTree) -> PyTree:
     """The parameters of a bare orbax checkpoint, placed as `abstract` says (see `Checkpointer.restore`).
 
     Orbax keeps no checksums: nothing is verified but names, shapes and dtypes, for which CheckpointError is
     raised.
     """
-    path = Path(path).absolute()
+    path = absolute(path)
     wanted = {name: placed(leaf) for name, leaf in flatten(abstract).items()}
     with ocp.Checkpointer(handler()) as orbax:
         metadata = orbax.metadata(path).item_metadata if path.is_dir() else None
@@ -65,6 +71,12 @@ def load_params(path: str | Path, abstract: PyTree) -> PyTree:
         }
         check_same_model(wanted, stored, path, partial=False)
         return jax.tree.unflatten(jax.tree.structure(abstract), load(orbax, path, wanted).values())
+
+
+def absolute(path: str | AnyPath) -> AnyPath:
+    """A path as orbax needs it. Raises as `as_path`."""
+    path = as_path(path)
+    return path.absolute() if isinstance(path, Path) else path
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:
@@ -97,7 +109,7 @@ def placed(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def load(orbax: ocp.Checkpointer, path: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+def load(orbax: ocp.Checkpointer, path: AnyPath, wanted: dict[str, Any]) -> dict[str, jax.Array]:
     """The arrays of `wanted`, which holds `ShapeDtypeStruct`s with shardings by name, in its order."""
     item = nest(wanted)
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
@@ -106,13 +118,14 @@ def load(orbax: ocp.Checkpointer, path: Path, wanted: dict[str, Any]) -> dict[st
     return {name: leaves[name] for name in wanted}
 
 
-def read_array(path: Path, name: str) -> np.ndarray:
+def read_array(path: AnyPath, name: str) -> np.ndarray:
     """One array, past orbax, whose restore of damaged data leaves threads with errors of their own behind."""
-    store = {"driver": "ocdbt", "base": f"file://{path}/", "path": f"{name.replace('/', '.')}/"}
+    base = f"{path}/" if in_bucket(path) else f"file://{path}/"
+    store = {"driver": "ocdbt", "base": base, "path": f"{name.replace('/', '.')}/"}
     return tensorstore.open({"driver": "zarr", "kvstore": store}).result().read().result()
 
 
-def check_same_model(wanted: dict, stored: dict, path: Path, partial: bool) -> None:
+def check_same_model(wanted: dict, stored: dict, path: AnyPath, partial: bool) -> None:
     """Raises CheckpointError naming the leaves unless the checkpoint holds those that are wanted."""
     lines = []
     if missing := [name for name in wanted if name not in stored]:

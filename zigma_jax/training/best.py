@@ -3,11 +3,10 @@
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from zigma_jax.errors import ConfigError, DataError
-from zigma_jax.files import write_atomically
+from zigma_jax.files import AnyPath, write_atomically
 from zigma_jax.processes import from_primary
 
 FILE = "evaluations.json"
@@ -20,7 +19,7 @@ class Evaluations:
         null in the file, and never the best.
     """
 
-    def __init__(self, workdir: Path, metric: str, lower: bool, start: int):
+    def __init__(self, workdir: AnyPath, metric: str, lower: bool, start: int):
         self._path, self._metric, self._lower = workdir / FILE, metric, lower
         entries = from_primary(lambda: _read(self._path)["evaluations"] if self._path.exists() else [])
         self._entries: list[dict[str, Any]] = [entry for entry in entries if entry["step"] <= start]
@@ -44,7 +43,7 @@ class Evaluations:
             write_atomically(self._path, json.dumps(content, indent=1).encode())
 
 
-def best_step(workdir: Path) -> int:
+def best_step(workdir: AnyPath) -> int:
     """The step of the best checkpoint. Raises ConfigError if the run was never evaluated."""
     path = workdir / FILE
     step = _read(path)["best"] if path.exists() else None
@@ -55,7 +54,7 @@ def best_step(workdir: Path) -> int:
     return step
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: AnyPath) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         return {"best": content["best"], "evaluations": list(content["evaluations"])}

@@ -7,11 +7,13 @@ A checkpoint is a directory named by its step::
     40/extra.json    what else a run needs to go on: config, data iterator
     40/SHA256SUMS    a checksum of every file above
 
-It is written as `40.saving` and renamed when complete: it is there whole or not at all. The directory is on a
-POSIX file system that all processes share, and every process makes the same calls in the same order.
+It is written as `40.saving` and renamed when complete: it is there whole or not at all. In a bucket, where nothing is
+renamed, SHA256SUMS is written last and removed first: a checkpoint without it is none. The directory is shared by all
+processes, and every process makes the same calls in the same order.
 """
 
 import base64
+import contextlib
 import errno
 import json
 import logging
@@ -20,7 +22,6 @@ import re
 import shutil
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,10 +30,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from zigma_jax.files import sync_directory, sync_tree
+from zigma_jax.files import AnyPath, in_bucket, make_directory, remove_tree, sync_directory, sync_tree
 from zigma_jax.processes import from_primary
 from zigma_jax.training.array_store import (
     CheckpointError,
+    absolute,
     cause_of,
     check_same_model,
     flatten,
@@ -43,7 +45,7 @@ from zigma_jax.training.array_store import (
     placed,
     read_array,
 )
-from zigma_jax.training.integrity import check_file, check_sums, fingerprint, write_sums
+from zigma_jax.training.integrity import SUMS, check_file, check_sums, fingerprint, write_sums
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | AnyPath,
         keep_last: int = 3,
         keep_every: int | None = None,
         asynchronous: bool = True,
@@ -69,7 +71,7 @@ class Checkpointer:
         for field, value in (("keep_last", keep_last), ("keep_every", keep_every)):
             if value is not None and value < 1:
                 raise ValueError(f"{field}={value}: must be at least 1")
-        self.directory = Path(directory).absolute()
+        self.directory = absolute(directory)
         self.keep_last, self.keep_every, self.asynchronous = keep_last, keep_every, asynchronous
         self.best: int | None = None
         self._last: int | None = None  # the step that this run saved or restored last
@@ -120,10 +122,10 @@ class Checkpointer:
 
     def sweep(self) -> None:
         """Removes what a killed run left half written, or half deleted. Only for the run that owns the directory."""
-        if self.directory.is_dir():
-            for path in self.directory.iterdir():
-                if re.fullmatch(r"\d+\.(saving|deleted)", path.name):
-                    shutil.rmtree(path)
+        for path in self._entries():
+            half = path.name.isdecimal() and not _is_whole(path)
+            if half or re.fullmatch(r"\d+\.(saving|deleted)", path.name):
+                remove_tree(path)
 
     def wait(self) -> None:
         """Returns when nothing is being written any more. Raises CheckpointError if that failed."""
@@ -147,17 +149,20 @@ class Checkpointer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _staging(self, step: int) -> Path:
-        return self.directory / f"{step}.saving"
+    def _staging(self, step: int) -> AnyPath:
+        return self.directory / (str(step) if in_bucket(self.directory) else f"{step}.saving")
+
+    def _entries(self) -> list[Any]:
+        return list(self.directory.iterdir()) if self.directory.is_dir() else []
 
     def _prepare(self, step: int, size: int) -> None:
         """Clears what a killed run left, puts damaged checkpoints aside and makes the staging directory."""
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self.directory)
             self.sweep()
             for damaged in self._damaged:
                 aside = self.directory / f"{damaged}.damaged"
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_tree(aside)
                 (self.directory / str(damaged)).rename(aside)
             if later := [s for s in self.steps() if s >= step]:
                 raise CheckpointError(
@@ -165,10 +170,10 @@ class Checkpointer:
                     "this run did not make; restore the latest, move them away, or choose another directory"
                 )
             # Orbax, too, fails on a full disk, but its threads bury the reason under pages of tracebacks.
-            if (free := shutil.disk_usage(self.directory).free) < size:
+            if not in_bucket(self.directory) and (free := shutil.disk_usage(self.directory).free) < size:
                 reason = f"{os.strerror(errno.ENOSPC)}: {size:,} bytes are needed, {free:,} are free"
                 raise OSError(errno.ENOSPC, reason)
-            self._staging(step).mkdir()
+            make_directory(self._staging(step))
         except OSError as error:
             raise self._failure(step, error) from error
 
@@ -187,9 +192,10 @@ class Checkpointer:
                 (staging / "leaves.json").write_text(json.dumps({"format": 1, "step": step, "leaves": table}, indent=1))
                 (staging / "extra.json").write_text(extra)
                 write_sums(staging)
-                sync_tree(staging)
-                staging.rename(self.directory / str(step))
-                sync_directory(self.directory)
+                if not in_bucket(staging):
+                    sync_tree(staging)
+                    staging.rename(self.directory / str(step))
+                    sync_directory(self.directory)
                 self._delete_old()
         except Exception as error:
             self._error = self._failure(step, error)
@@ -199,25 +205,27 @@ class Checkpointer:
         for step in self.steps()[: -self.keep_last]:
             if step == self.best or (self.keep_every is not None and step % self.keep_every == 0):
                 continue
-            doomed = self.directory / f"{step}.deleted"
-            try:
-                (self.directory / str(step)).rename(doomed)  # first, so that a kill leaves no half of a checkpoint
-                shutil.rmtree(doomed)
+            path, doomed = self.directory / str(step), self.directory / f"{step}.deleted"
+            try:  # it stops being a checkpoint first, so that a kill leaves no half of one
+                if in_bucket(path):
+                    (path / SUMS).unlink()
+                    remove_tree(path)
+                else:
+                    remove_tree(path.rename(doomed))
             except OSError as error:  # what was to be saved is saved
                 _log.warning("checkpoint %s, which is no longer needed, could not be deleted: %s", step, error)
 
     def _failure(self, step: int, cause: Exception) -> CheckpointError:
         if jax.process_index() == 0:
-            shutil.rmtree(self._staging(step), ignore_errors=True)
+            with contextlib.suppress(Exception):  # as is likely where writing failed, too
+                remove_tree(self._staging(step))
         return CheckpointError(f"could not save step {step} under {self.directory}: {cause_of(cause)}")
 
     # ---- restoring
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints there are, ascending; whether they are sound is not looked at."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if re.fullmatch(r"\d+", p.name))
+        return sorted(int(path.name) for path in self._entries() if path.name.isdecimal() and _is_whole(path))
 
     def latest_step(self) -> int | None:
         """The last of `steps`, or None if there is none."""
@@ -281,7 +289,7 @@ class Checkpointer:
 
         return json.loads(from_primary(read), object_hook=_bytes_from_json)
 
-    def _read(self, path: Path, wanted: dict, stored: dict) -> tuple[dict[str, jax.Array], list[str]]:
+    def _read(self, path: AnyPath, wanted: dict, stored: dict) -> tuple[dict[str, jax.Array], list[str]]:
         """The leaves of `wanted`, in its order, and what is wrong with them by `stored`'s fingerprints."""
         try:
             leaves = load(self._orbax, path / "state", wanted)
@@ -294,7 +302,11 @@ class Checkpointer:
         return leaves, [f"{listed(bad)} do not match their fingerprints"] if bad else []
 
 
-def _inspect(path: Path, partial: bool) -> dict[str, Any]:
+def _is_whole(path: AnyPath) -> bool:
+    return not in_bucket(path) or (path / SUMS).exists()
+
+
+def _inspect(path: AnyPath, partial: bool) -> dict[str, Any]:
     """Verifies the files of a checkpoint and reads the small ones.
 
     partial: only those. Of the others nobody knows beforehand which bytes of them will be needed; the arrays that are
@@ -309,7 +321,7 @@ def _inspect(path: Path, partial: bool) -> dict[str, Any]:
     return {"problems": [], "leaves": manifest["leaves"], "extra": (path / "extra.json").read_text()}
 
 
-def _leaves_hit(path: Path) -> list[str]:
+def _leaves_hit(path: AnyPath) -> list[str]:
     """Which leaves the damage of a checkpoint's files reached, as far as that can still be told."""
     if check_file(path, "leaves.json"):
         return []

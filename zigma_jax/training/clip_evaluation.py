@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -11,6 +10,7 @@ from jaxtyping import Float, UInt8
 from zigma_jax.data.pictures.sets import Pictures
 from zigma_jax.data.sources import Source
 from zigma_jax.errors import MissingPackageError, WeightsError
+from zigma_jax.files import AnyPath, in_bucket
 from zigma_jax.metrics import changes, frozen, motion, shuffled
 from zigma_jax.networks import Extractor, load_network
 from zigma_jax.training.evaluation import features_path, measure, reference_features, with_bar
@@ -20,10 +20,10 @@ CLIPS = 2048
 NETWORK, OF_FRAMES = "transnetv2", "effnet"
 
 
-def on_disk(pictures: Pictures, directory: Path) -> Pictures:
+def on_disk(pictures: Pictures, directory: AnyPath) -> Pictures:
     """The same, drawn once: the first time that they are gone through to the end they are kept in a file without a
-    name in `directory`, and read from it afterwards."""
-    file, whole = tempfile.TemporaryFile(dir=directory), False  # noqa: SIM115 - lives as long as what returns
+    name in `directory` (or, of a bucket, on this machine), and read from it afterwards."""
+    file, whole = tempfile.TemporaryFile(dir=None if in_bucket(directory) else directory), False  # noqa: SIM115 - lives as long as what returns
 
     def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b ..."]]:
         nonlocal whole

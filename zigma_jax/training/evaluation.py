@@ -24,7 +24,7 @@ from zigma_jax.data.pictures.sets import Pictures, of_dataset
 from zigma_jax.data.pipeline import open_source
 from zigma_jax.data.sources import Source
 from zigma_jax.errors import ConfigError
-from zigma_jax.files import write_atomically
+from zigma_jax.files import AnyPath, write_atomically
 from zigma_jax.metrics import (
     LOWER_IS_BETTER,
     FeatureExtractor,
@@ -286,7 +286,7 @@ class ScheduledEvaluation:
     draw, decoder: how samples are drawn, and turned into pictures. encoder: of captions, for a model of text.
     """
 
-    def __init__(self, config: RunConfig, workdir: Path, draw: Sampler, decoder: Decoder, encoder: Any = None):
+    def __init__(self, config: RunConfig, workdir: AnyPath, draw: Sampler, decoder: Decoder, encoder: Any = None):
         cfg, mesh = config.eval, decoder.mesh
         self._cfg, self._draw, self._decoder, self._model, self._mesh = cfg, draw, decoder, config.model, mesh
         data = dataclasses.replace(config.data, split=cfg.split or config.data.split)

@@ -11,13 +11,15 @@ import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Shaped, UInt32
+
+from zigma_jax.files import AnyPath, files_below
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"[0-9a-f]{64}  (?!/).+\n")
@@ -67,13 +69,13 @@ def _mix(h: Array) -> Array:
     return h ^ (h >> 16)
 
 
-def write_sums(directory: Path) -> None:
+def write_sums(directory: AnyPath) -> None:
     """Writes `SHA256SUMS`: how many files there are below `directory`, hidden ones apart, and a line for each."""
     lines = _lines(directory)
     (directory / SUMS).write_text("".join([f"# {len(lines)} files\n", *lines.values()]))
 
 
-def check_sums(directory: Path) -> list[str]:
+def check_sums(directory: AnyPath) -> list[str]:
     """What is wrong with the files that `SHA256SUMS` lists, a phrase each; empty if each is as it was written.
 
     Others, as desktops and file servers leave them everywhere, are not looked at.
@@ -88,7 +90,7 @@ def check_sums(directory: Path) -> list[str]:
         written = written[1:]
     names = [line[66:].removesuffix("\n") for line in written]
     # A damaged line may hold any name, also one that leads out of the directory.
-    if not names or not all(map(_LINE.fullmatch, written)) or any(".." in Path(name).parts for name in names):
+    if not names or not all(map(_LINE.fullmatch, written)) or any(".." in PurePosixPath(name).parts for name in names):
         return [f"file {SUMS} is damaged"]
 
     def problem(name: str, line: str) -> str:
@@ -103,7 +105,7 @@ def check_sums(directory: Path) -> list[str]:
         return sorted(filter(None, pool.map(problem, names, written)))
 
 
-def check_file(directory: Path, name: str) -> list[str]:
+def check_file(directory: AnyPath, name: str) -> list[str]:
     """As `check_sums`, for one file."""
     try:
         sound = _line(directory, name) in _written(directory)
@@ -112,21 +114,24 @@ def check_file(directory: Path, name: str) -> list[str]:
     return [] if sound else [f"file {name} does not match its checksum"]
 
 
-def _written(directory: Path) -> list[str]:
+def _written(directory: AnyPath) -> list[str]:
     return (directory / SUMS).read_bytes().decode(errors="replace").splitlines(keepends=True)
 
 
-def _lines(directory: Path) -> dict[str, str]:
+def _lines(directory: AnyPath) -> dict[str, str]:
     """name -> its line of SHA256SUMS as the file is now; sorted by name."""
-    names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    names = sorted(path.relative_to(directory).as_posix() for path in files_below(directory))
     names = [name for name in names if name != SUMS and not name.rpartition("/")[2].startswith(".")]
     with _pool() as pool:
         return dict(zip(names, pool.map(lambda name: _line(directory, name), names), strict=True))
 
 
-def _line(directory: Path, name: str) -> str:
-    with open(directory / name, "rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n"
+def _line(directory: AnyPath, name: str) -> str:
+    digest = hashlib.sha256()
+    with (directory / name).open("rb") as file:
+        while data := file.read(2**22):
+            digest.update(data)
+    return f"{digest.hexdigest()}  {name}\n"
 
 
 def _pool() -> ThreadPoolExecutor:
@@ -134,4 +139,4 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _unreadable(error: OSError) -> str:
-    return f"file {error.filename} cannot be read ({error.strerror})"
+    return f"file {error.filename} cannot be read ({error.strerror or error})"

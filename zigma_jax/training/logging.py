@@ -9,7 +9,6 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,19 +17,21 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from zigma_jax.errors import MissingPackageError
-from zigma_jax.files import write_atomically
-from zigma_jax.training.metrics_file import MetricsFile
+from zigma_jax.files import AnyPath, Mirror, as_path, in_bucket, write_atomically
+from zigma_jax.training.metrics_file import MetricsFile, cut_file
 from zigma_jax.training.tensorboard import TensorBoard
 from zigma_jax.training.tolerance import Tolerance
 
 METRICS = "metrics.jsonl"
+_PUSH = 60.0  # seconds between two times that the log is put in a bucket
 
 
 class MetricLogger:
     """Writes a run's metrics below `workdir`: metrics.jsonl and TensorBoard always, wandb if asked for.
 
     Call `log` once a step, right after dispatching it. What a log point brings is read only at the next call,
-    when the next step is already under way: the device never waits for the log. Only process 0 writes.
+    when the next step is already under way: the device never waits for the log. Only process 0 writes. In a bucket the
+    files are put as a whole, once a minute and at every `sync`.
 
     total_steps: for the progress bar; the last step is a log point, too.
     images_per_step: the batch over all processes, for images_per_sec.
@@ -49,7 +50,7 @@ class MetricLogger:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: str | AnyPath,
         total_steps: int,
         images_per_step: int,
         start_step: int = 0,
@@ -61,7 +62,7 @@ class MetricLogger:
     ):
         if every < 1:
             raise ValueError(f"every={every}: must be at least 1")
-        self.workdir, self.total_steps, self.every = Path(workdir), total_steps, every
+        self.workdir, self.total_steps, self.every = as_path(workdir), total_steps, every
         self.tolerate = Tolerance()
         self.images_per_step, self.rates = images_per_step, dict(rates or {})
         self._primary = jax.process_index() == 0
@@ -74,8 +75,9 @@ class MetricLogger:
             init = _find_wandb().init
             with self.tolerate("wandb"):
                 self._wandb = init(**_wandb_identity(self.workdir), config=dict(config or {}), **wandb)
-        self._file = MetricsFile(self.workdir / METRICS, start_step)
-        self._tensorboard = TensorBoard(self.workdir / "tensorboard", purge_step=start_step + 1)
+        self._mirror, self._pushed = Mirror(self.workdir, (METRICS, cut_file(METRICS))), time.monotonic()
+        self._file = MetricsFile(self._mirror.local / METRICS, start_step)
+        self._tensorboard = TensorBoard(self._mirror.local / "tensorboard", purge_step=start_step + 1)
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -127,6 +129,7 @@ class MetricLogger:
         if self._primary:
             with self._log_to(METRICS):
                 self._file.sync()
+                self._push()
 
     def pause(self) -> None:
         """`flush`; the time until the next `log` is no training, and no part of the rate."""
@@ -145,6 +148,9 @@ class MetricLogger:
         if self._wandb is not None:
             with self._log_to("wandb"):
                 self._wandb.log(dict(values), step=step)
+        if time.monotonic() > self._pushed + _PUSH:
+            with self._log_to(METRICS):
+                self._push()
 
     def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W 3"]) -> None:
         """Shows a picture (see `preview.make_grid`) in TensorBoard, and in wandb if that is on."""
@@ -190,9 +196,15 @@ class MetricLogger:
             self._file.close()
         with self._log_to("tensorboard", None):
             self._tensorboard.close()
+        with self._log_to(METRICS, None):
+            self._mirror.close()
         if self._wandb is not None:
             with self._log_to("wandb", None):
                 self._wandb.finish()
+
+    def _push(self) -> None:
+        self._pushed = time.monotonic()
+        self._mirror.push()
 
     def _log_to(self, kind: str, limit: int | None = 10) -> contextlib.AbstractContextManager[None]:
         return self.tolerate(kind, f"writing to {kind}", limit)
@@ -207,9 +219,10 @@ def _find_wandb() -> Any:
         ) from error
 
 
-def _wandb_identity(workdir: Path) -> dict[str, str]:
+def _wandb_identity(workdir: AnyPath) -> dict[str, str]:
     """An id that is kept in the workdir, so that a resumed run goes on in the same one."""
     path = workdir / "wandb_id"
     if not path.exists():
         write_atomically(path, uuid.uuid4().hex[:12].encode())
-    return {"id": path.read_text(), "resume": "allow", "dir": str(workdir)}
+    place = {} if in_bucket(workdir) else {"dir": str(workdir)}
+    return {"id": path.read_text(), "resume": "allow"} | place

@@ -36,6 +36,12 @@ class MetricsFile:
         self._file.close()
 
 
+def cut_file(name: str) -> str:
+    """Where what is cut off the file `name` goes."""
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.cut{dot}{suffix}"
+
+
 def _append(file, data: bytes, path: Path) -> None:
     """All of `data`, or nothing of it."""
     size = os.fstat(file.fileno()).st_size
@@ -63,7 +69,7 @@ def _cut_back(path: Path, start: int) -> None:
     cut = content[kept:]
     if not cut:
         return
-    aside = path.with_name(f"{path.stem}.cut{path.suffix}")
+    aside = path.with_name(cut_file(path.name))
     with open(aside, "ab", buffering=0) as file:
         _append(file, cut if cut.endswith(b"\n") else cut + b"\n", aside)
         os.fsync(file.fileno())

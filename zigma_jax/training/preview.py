@@ -3,13 +3,13 @@
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from zigma_jax.files import write_atomically
+from zigma_jax.files import AnyPath, write_atomically
 from zigma_jax.training.decoding import to_bytes
 
 Samples = (
@@ -90,19 +90,19 @@ def _cut(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFo
     return line
 
 
-def save_png(path: str | Path, grid: UInt8[np.ndarray, "H W 3"]) -> None:
+def save_png(path: str | AnyPath, grid: UInt8[np.ndarray, "H W 3"]) -> None:
     """Writes a picture as PNG; `path` is there whole or not at all."""
     buffer = io.BytesIO()
     Image.fromarray(grid).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
 
 
-def save_animation(path: str | Path, videos: Samples, frames_per_second: float = 8.0) -> None:
+def save_animation(path: str | AnyPath, videos: Samples, frames_per_second: float = 8.0) -> None:
     """Writes videos, playing side by side in a grid, as .gif or .webp by the ending of `path`.
 
     Raises as `animation`.
     """
-    write_atomically(path, animation(videos, Path(path).suffix.lower(), frames_per_second))
+    write_atomically(path, animation(videos, PurePosixPath(path).suffix.lower(), frames_per_second))
 
 
 def animation(videos: Samples, suffix: str, frames_per_second: float = 8.0) -> bytes:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ from zigma_jax.data.clips.write import can_write_movies, movie
 from zigma_jax.data.pictures.files import read_picture
 from zigma_jax.data.pictures.sets import Pictures, Size
 from zigma_jax.errors import ConfigError, DataError
-from zigma_jax.files import check_local, sync_directory, write_atomically
+from zigma_jax.files import AnyPath, as_path, in_bucket, make_directory, remove_tree, sync_directory, write_atomically
 from zigma_jax.processes import barrier, from_primary
 from zigma_jax.training.preview import animation, make_grid, save_png
-from zigma_jax.training.streams import ArrayStream, Parts, write_npz
+from zigma_jax.training.streams import ArrayParts, ArrayStream, Parts, open_stream, write_npz
 
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.jsonl"
@@ -58,7 +58,7 @@ class SampleDirectory:
 
     def __init__(
         self,
-        path: Path,
+        path: AnyPath,
         num: int,
         settings: Mapping[str, Any],
         about: Mapping[str, str],
@@ -86,8 +86,8 @@ class SampleDirectory:
             "settings": json.loads(json.dumps(settings)),
         }
         self._writes = processes.index() == 0
-        self._streams: dict[str, ArrayStream] = {}
-        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._streams: dict[str, ArrayStream | ArrayParts] = {}
+        self._pool = _pool(path)
         self.count, self.finished = from_primary(lambda: self._open(overwrite))
 
     def _open(self, overwrite: bool) -> tuple[int, bool]:
@@ -106,10 +106,10 @@ class SampleDirectory:
         if finished:
             self._remove_packed(self._arrays)
             return count, finished
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         self._write_manifest()
         for name, (item, dtype) in self._arrays.items():
-            self._streams[name] = ArrayStream(self.path / f"{name}.npy", (self.num, *item), dtype, count)
+            self._streams[name] = open_stream(self.path / f"{name}.npy", (self.num, *item), dtype, count)
         return count, finished
 
     def __enter__(self) -> "SampleDirectory":
@@ -171,12 +171,16 @@ class SampleDirectory:
             files = [{} if pattern is None else {"file": pattern % number} for number in range(self.num)]
             lines = [json.dumps(file | dict(line)) for file, line in zip(files, prompts, strict=True)]
             write_atomically(self.path / PROMPTS, "".join(f"{line}\n" for line in lines).encode())
+        for name in self._kept:
+            if name in self._streams:
+                self._streams[name].keep()
         self._write_manifest(finished=True)
-        self._remove_packed(packed)
+        self._remove_packed(self._streams)
 
     def _remove_packed(self, names: Iterable[str]) -> None:
-        """The .npy that an npz holds now. A program may have been killed before it came to that."""
+        """The .npy that an npz holds now, and parts. A program may have been killed before it came to that."""
         for name in names:
+            remove_tree(self.path / f"{name}.parts")
             if name not in self._kept:
                 (self.path / f"{name}.npy").unlink(missing_ok=True)
 
@@ -198,16 +202,21 @@ class SampleDirectory:
         return movie(frames, self._fps)
 
     def _write(self, name: str, data: bytes) -> None:
-        with open(self.path / name, "wb") as file:
+        path = self.path / name
+        if in_bucket(path):
+            write_atomically(path, data)
+            return
+        with open(path, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
 
     def _pictures(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        for number in range(self.num):
-            yield read_picture(self.path / (self._manifest["pictures"] % number))
+        pattern = self._manifest["pictures"]
+        for numbers in itertools.batched(range(self.num), 64):
+            yield from self._pool.map(lambda number: read_picture(self.path / (pattern % number)), numbers)
 
-    def _write_grid(self, videos: ArrayStream | None, prompts: list[str] | None) -> None:
+    def _write_grid(self, videos: ArrayStream | ArrayParts | None, prompts: list[str] | None) -> None:
         assert self._shape is not None
         count = min(self.num, GRID, max(1, GRID_PIXELS * 3 // int(np.prod(self._shape))))
         found = (video for part in videos.parts() for video in part) if videos else self._pictures()
@@ -223,6 +232,11 @@ class SampleDirectory:
         self._manifest = manifest
 
 
+def _pool(path: AnyPath) -> ThreadPoolExecutor:
+    """Threads that read and write: as many as there are cores, but those of a bucket mostly wait."""
+    return ThreadPoolExecutor(32 if in_bucket(path) else os.cpu_count())
+
+
 def _png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
@@ -231,12 +245,16 @@ def _png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 def _frame_name(name: str, place: int) -> str:
     """Of a frame of the video in the file `name`."""
-    return f"{Path(name).stem}-{place:03d}{_PICTURE}"
+    return f"{PurePosixPath(name).stem}-{place:03d}{_PICTURE}"
 
 
-def check_directory(path: Path) -> None:
+def check_directory(path: AnyPath) -> None:
     """Raises ConfigError for a path at which there can be no directory to write to."""
-    check_local(path, "output")
+    path = as_path(path)
+    if not isinstance(path, Path):
+        if path.is_file():
+            raise ConfigError(f"--output={path}: is a file, where a directory for the results is needed")
+        return
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
         raise ConfigError(f"--output={path}: {there} is a file, where a directory for the results is needed")
@@ -244,7 +262,7 @@ def check_directory(path: Path) -> None:
         raise ConfigError(f"--output={path}: {there} cannot be written to")
 
 
-def _check_empty(path: Path) -> None:
+def _check_empty(path: AnyPath) -> None:
     """Raises ConfigError for a directory that holds anything but hidden files."""
     others = sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
     if others:
@@ -254,18 +272,18 @@ def _check_empty(path: Path) -> None:
         )
 
 
-def has_manifest(path: Path) -> bool:
+def has_manifest(path: AnyPath) -> bool:
     """Whether `zigma_jax.sample` wrote this directory."""
     return (path / MANIFEST).is_file()
 
 
-def draws_videos(path: Path) -> bool:
+def draws_videos(path: AnyPath) -> bool:
     """Whether a directory holds a manifest of videos."""
     pattern = (_read_manifest(path) or {}).get("pictures")
     return pattern is not None and not pattern.endswith(_PICTURE)
 
 
-def pictures_of(path: Path, size: Size | None = None, limit: int | None = None) -> Pictures:
+def pictures_of(path: AnyPath, size: Size | None = None, limit: int | None = None) -> Pictures:
     """The pictures that a directory's manifest names, and no others; at most `limit`, cropped and resized to `size`.
 
     Raises:
@@ -289,14 +307,15 @@ def pictures_of(path: Path, size: Size | None = None, limit: int | None = None) 
     pixels = (height, width)
 
     def batches(batch_size: int) -> Iterator[UInt8[np.ndarray, "_b h w 3"]]:
-        for first in range(0, count, batch_size):
-            numbers = range(first, min(first + batch_size, count))
-            yield np.stack([read_picture(path / (pattern % number), pixels) for number in numbers])
+        with _pool(path) as pool:
+            for numbers in itertools.batched(range(count), batch_size):
+                read = pool.map(lambda number: read_picture(path / (pattern % number), pixels), numbers)
+                yield np.stack(list(read))
 
     return Pictures(count, (pixels[0], pixels[1]), {"directory": str(path)} | manifest["about"], batches)
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
+def _read_manifest(path: AnyPath) -> dict[str, Any] | None:
     if not has_manifest(path):
         return None
     file = path / MANIFEST
@@ -313,7 +332,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         raise DataError(f"{file} is damaged, or of another program ({error}): name another directory") from error
 
 
-def _other_settings(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _other_settings(path: AnyPath, before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     old, new = _flat(before["settings"]), _flat(settings)
     lines = [f"  {n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in sorted(old | new) if old.get(n) != new.get(n)]
     return (
@@ -329,13 +348,16 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _remove(path: Path, manifest: Mapping[str, Any]) -> None:
+def _remove(path: AnyPath, manifest: Mapping[str, Any]) -> None:
     """Removes the samples, the manifest last. More of them may be there than it counts: a killed program's."""
-    names = [f"{name}{end}" for name in manifest["settings"].get("arrays", []) for end in (".npy", ".npz")]
-    names += ["samples.npz", ".samples.npz.partial", "grid.png", f"grid{_MOVIE}", f"grid{_ANIMATION}", PROMPTS]
+    arrays = [PurePosixPath(name).name for name in manifest["settings"].get("arrays", [])]
+    for name in arrays:
+        remove_tree(path / f"{name}.parts")
+    names = [f"{name}{end}" for name in arrays for end in (".npy", ".npz")]
+    names += ["samples.npz", "grid.png", f"grid{_MOVIE}", f"grid{_ANIMATION}", PROMPTS]
     if manifest["pictures"]:
         pictures = [manifest["pictures"] % number for number in range(manifest["num"])]
         frames = range(int(manifest["settings"].get("frames", 0)))
         names += pictures + [_frame_name(name, place) for name in pictures for place in frames]
     for name in (*names, MANIFEST):
-        (path / Path(name).name).unlink(missing_ok=True)
+        (path / PurePosixPath(name).name).unlink(missing_ok=True)

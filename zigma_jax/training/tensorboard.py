@@ -21,18 +21,23 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 _FLUSH = 30.0  # seconds
+_LARGEST = 2**24  # bytes of a file: where files are put as a whole, each that has grown is put anew
+
+_numbers = itertools.count()  # of the files of this process
 
 
 class TensorBoard:
     """Scalars and pictures of a run below `directory`; points of `purge_step` and later, which a killed run left, go.
 
-    Every method may raise OSError. What it was about to write is lost, and the next one begins another file.
+    Every method may raise OSError. What it was about to write is lost, and the next one begins another file, as after
+    every 16 MiB.
     """
 
     def __init__(self, directory: Path, purge_step: int):
-        self._directory, self._purge_step = directory, purge_step
+        self._directory = directory
+        self._purge_step: int | None = purge_step  # which the next file begins with
+        self._last = purge_step
         self._writer: EventsWriter | None = None
-        self._numbers = itertools.count()
         self._flushed = 0.0
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -55,6 +60,8 @@ class TensorBoard:
     def flush(self) -> None:
         self._flushed = time.monotonic()
         self._try(lambda writer: writer.flush())
+        if self._writer is not None and os.stat(self._writer._file_name).st_size > _LARGEST:
+            self.close()
 
     def close(self) -> None:
         self._try(lambda writer: writer.close())
@@ -63,12 +70,14 @@ class TensorBoard:
     def _add(self, event: Event) -> None:
         if self._writer is None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            suffix = f".{os.getpid()}.{next(self._numbers)}"
+            suffix = f".{os.getpid()}.{next(_numbers)}"
             self._writer = EventsWriter(str(self._directory / "events"), suffix)
-            start = SessionLog(status=SessionLog.START)
-            self._try(lambda writer: writer.write_event(Event(step=self._purge_step, session_log=start)))
+            if self._purge_step is not None:
+                start = Event(step=self._purge_step, session_log=SessionLog(status=SessionLog.START))
+                self._try(lambda writer: writer.write_event(start))
+                self._purge_step = None
         event.wall_time = time.time()
-        self._purge_step = event.step  # of a file begun after a failure: nothing of this one's
+        self._last = event.step
         self._try(lambda writer: writer.write_event(event))
 
     def _try(self, write) -> None:
@@ -80,4 +89,5 @@ class TensorBoard:
             with contextlib.suppress(OSError):  # as it can't be written, closing it fails, too, but does close it
                 self._writer._py_recordio_writer.close()
             self._writer = None
+            self._purge_step = self._last  # nothing of this step is left from before
             raise OSError(error.errno, error.strerror, str(self._directory)) from error

@@ -1,13 +1,12 @@
 """Weights from and to wherever they are: a workdir, an official .pt, safetensors, bare orbax parameters."""
 
 import json
-from pathlib import Path
 
 import jax.numpy as jnp
 from flax import nnx
 
 from zigma_jax.errors import ConfigError, WeightsError
-from zigma_jax.files import write_atomically
+from zigma_jax.files import AnyPath, in_bucket, make_directory, read_locally, write_atomically, written_locally
 from zigma_jax.interop import load_official, load_safetensors, save_official, save_safetensors
 from zigma_jax.interop.file_kind import file_kind
 from zigma_jax.interop.layouts import TENSORS
@@ -40,7 +39,7 @@ _OTHER = (
 
 
 def load_weights(
-    source: Path,
+    source: AnyPath,
     weights: str = "ema",
     checkpoint: str = "latest",
     architecture: BackboneConfig | None = None,
@@ -72,18 +71,18 @@ def load_weights(
         raise WeightsError(
             f"{source}: a directory without checkpoints/ of a run and without orbax parameters (params/)"
         )
-    if file_kind(source) == "safetensors" and family not in TENSORS:
-        model = load_safetensors(source, fallback=architecture)
-    else:
-        family = family or (family_of(architecture) if architecture else "zigma")
-        model = load_official(
-            source, family=family, weights="ema" if weights == "ema" else "model", fallback=architecture
-        )
+    with read_locally(source) as file:
+        if file_kind(file) == "safetensors" and family not in TENSORS:
+            model = load_safetensors(file, fallback=architecture)
+        else:
+            family = family or (family_of(architecture) if architecture else "zigma")
+            kind = "ema" if weights == "ema" else "model"
+            model = load_official(file, family=family, weights=kind, fallback=architecture)
     _check_finite(params_of(model), source)
     return model, None
 
 
-def load_workdir(workdir: Path, weights: str = "ema", checkpoint: str = "latest") -> tuple[Model, RunConfig, int]:
+def load_workdir(workdir: AnyPath, weights: str = "ema", checkpoint: str = "latest") -> tuple[Model, RunConfig, int]:
     """The model of a run of `zigma_jax.train`, its configuration, and the step that it is of.
 
     Args:
@@ -112,22 +111,22 @@ def load_workdir(workdir: Path, weights: str = "ema", checkpoint: str = "latest"
     return _with_params(config.model, params, workdir), config, step
 
 
-def is_workdir(source: Path) -> bool:
+def is_workdir(source: AnyPath) -> bool:
     """Whether a run of `zigma_jax.train` lives there."""
     return (source / "checkpoints").is_dir()
 
 
-def is_model(source: Path) -> bool:
+def is_model(source: AnyPath) -> bool:
     """Whether `source` is laid out, filled or named as what `load_weights` loads."""
     if is_workdir(source) or (source / "params").is_dir() or source.suffix.lower() in FILE_SUFFIXES:
         return True
     try:
-        return source.is_file() and bool(file_kind(source))
+        return not in_bucket(source) and source.is_file() and bool(file_kind(source))
     except WeightsError:
         return False
 
 
-def save_weights(model: Model, target: Path) -> None:
+def save_weights(model: Model, target: AnyPath) -> None:
     """Writes an official PyTorch file (.pt, .pth, .ckpt, .bin), a .safetensors, or a directory of orbax parameters.
 
     Upper and lower case of the suffix are the same. The directory holds `params`, which orbax alone can read, and
@@ -142,11 +141,11 @@ def save_weights(model: Model, target: Path) -> None:
         raise ConfigError(
             f"{target}: weights are written as {', '.join(FILE_SUFFIXES)} or a directory, not as {target.suffix}"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix.lower() in _TORCH:
-        save_official(model, target)
-    elif target.suffix.lower() == _SAFETENSORS:
-        save_safetensors(model, target)
+    make_directory(target.parent)
+    if target.suffix.lower() in FILE_SUFFIXES:
+        save = save_safetensors if target.suffix.lower() == _SAFETENSORS else save_official
+        with written_locally(target) as file:
+            save(model, file)
     else:
         save_params(target / "params", params_of(model))
         write_atomically(target / "config.json", json.dumps(config_to_dict(model.cfg), indent=1).encode())
@@ -175,12 +174,12 @@ def _abstract_params(cfg: BackboneConfig) -> dict:
     return params_of(abstract_model(cfg))
 
 
-def _with_params(cfg: BackboneConfig, params: dict, source: Path) -> Model:
+def _with_params(cfg: BackboneConfig, params: dict, source: AnyPath) -> Model:
     _check_finite(params, source)
     return nnx.merge(nnx.graphdef(abstract_model(cfg)), params)
 
 
-def _stored_config(source: Path, architecture: BackboneConfig | None) -> BackboneConfig:
+def _stored_config(source: AnyPath, architecture: BackboneConfig | None) -> BackboneConfig:
     """Of a directory of orbax parameters."""
     path = source / "config.json"
     try:
@@ -195,7 +194,7 @@ def _stored_config(source: Path, architecture: BackboneConfig | None) -> Backbon
         raise WeightsError(f"{path}: not the configuration of a model: {error}") from error
 
 
-def _check_finite(params: dict, source: Path) -> None:
+def _check_finite(params: dict, source: AnyPath) -> None:
     """Raises WeightsError naming the tensors that hold NaN or infinity: what they draw is black, or noise."""
     wrong = []
     for name, values in flatten(params).items():

@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -16,7 +18,7 @@ from typing import Any
 import jax
 
 from zigma_jax.errors import ConfigError
-from zigma_jax.files import check_local, sweep, write_atomically
+from zigma_jax.files import AnyPath, as_path, make_directory, sweep, write_atomically
 from zigma_jax.processes import from_primary
 from zigma_jax.training.config import RunConfig
 from zigma_jax.training.parse_config import from_dict, to_dict
@@ -25,7 +27,8 @@ _log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 CONFIG = "config.json"
-_BEAT = 2.0  # seconds between the signs of life that stand for a lock where there are none
+_BEAT = 2.0  # seconds between the signs of life that stand for a lock where there are none,
+_BEAT_IN_BUCKET = 10.0  # and in a bucket, where each is an object that is written
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 # What decides what the arrays of a checkpoint mean, but for those fields that only decide how fast.
@@ -44,25 +47,26 @@ _FREE = {
 
 
 @contextlib.contextmanager
-def owned(workdir: Path) -> Iterator[None]:
+def owned(workdir: AnyPath) -> Iterator[None]:
     """Makes `workdir`, keeps other runs out of it, and removes what killed ones left half written.
 
     The lock is the operating system's (`flock`) on `.lock`, which says in words who holds it: it ends with the
-    process, however that ends. Where the file system has no locks, which a warning says, the owner gives a sign of
-    life every two seconds instead, and whoever comes later waits for one.
+    process, however that ends. Where the file system has no locks, which a warning says, and in a bucket, the owner
+    gives a sign of life instead, every two seconds or every ten, and whoever comes later waits for one.
 
     Raises:
-        ConfigError: another run is at work there, on this machine or another; or `workdir` is a bucket's address.
+        ConfigError: another run is at work there, on this machine or another.
     """
-    check_local(workdir, "workdir")
+    workdir = as_path(workdir)
     with contextlib.ExitStack() as held:
         from_primary(lambda: _take(workdir, held))
         yield
 
 
-def _take(workdir: Path, held: contextlib.ExitStack) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    held.enter_context(_lock(workdir / LOCK))
+def _take(workdir: AnyPath, held: contextlib.ExitStack) -> None:
+    make_directory(workdir)
+    lock = workdir / LOCK
+    held.enter_context(_lock(lock) if isinstance(lock, Path) else _lock_in_bucket(lock))
     for directory in (workdir, workdir / "previews"):
         sweep(directory)
 
@@ -81,9 +85,8 @@ def _lock(path: Path) -> Iterator[None]:
             os.close(descriptor)
             raise
         os.close(descriptor)
-    owner = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+    os.pwrite(descriptor, json.dumps(_owner()).encode(), 0)
     ended = threading.Event()
     if not locked:
         threading.Thread(target=_live, args=(path, ended), name="lock", daemon=True).start()
@@ -126,7 +129,65 @@ def _beat(path: Path) -> int:
         return os.fstat(file.fileno()).st_mtime_ns
 
 
-def _refusal(path: Path) -> ConfigError:
+@contextlib.contextmanager
+def _lock_in_bucket(path: AnyPath) -> Iterator[None]:
+    """An object that its owner writes anew every `_BEAT_IN_BUCKET` seconds. Of two who come at once, the last to write
+    it stays."""
+    if path.exists():
+        first = _content(path)
+        for _ in range(5):
+            time.sleep(_BEAT_IN_BUCKET / 2)
+            if (now := _content(path)) != first and now:
+                raise _refusal(path)
+    owner = _owner() | {"key": secrets.token_hex(8)}
+
+    def beat(count: int) -> None:
+        write_atomically(path, json.dumps(owner | {"beat": count}).encode())
+
+    def is_ours() -> bool:
+        return owner["key"].encode() in _content(path)
+
+    beat(0)
+    time.sleep(_BEAT_IN_BUCKET / 5)
+    if not is_ours():
+        raise _refusal(path)
+    ended = threading.Event()
+
+    def live() -> None:
+        for count in itertools.count(1):
+            if ended.wait(_BEAT_IN_BUCKET):
+                return
+            try:
+                if not is_ours():
+                    _log.error("%s: another run has taken this one for dead; end one of them", path)
+                    return
+                beat(count)
+            except Exception as error:  # the network's; the next one may succeed
+                _log.warning("%s: no sign of life could be given: %s", path, error)
+
+    thread = threading.Thread(target=live, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if is_ours():
+            path.unlink(missing_ok=True)
+
+
+def _content(path: AnyPath) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _owner() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+
+
+def _refusal(path: AnyPath) -> ConfigError:
     try:
         owner = json.loads(path.read_text())
         who = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
@@ -135,7 +196,7 @@ def _refusal(path: Path) -> ConfigError:
     return ConfigError(f"{path.parent} is in use by {who}: wait for it to end, stop it, or choose another directory")
 
 
-def check_same_run(config: RunConfig, saved: dict[str, Any], workdir: Path) -> list[str]:
+def check_same_run(config: RunConfig, saved: dict[str, Any], workdir: AnyPath) -> list[str]:
     """Compares with the configuration in a checkpoint, which binds the workdir. Returns what else changed, in lines.
 
     Raises:
@@ -155,7 +216,7 @@ def check_same_run(config: RunConfig, saved: dict[str, Any], workdir: Path) -> l
     return lines
 
 
-def write_config(config: RunConfig, workdir: Path) -> None:
+def write_config(config: RunConfig, workdir: AnyPath) -> None:
     """Writes config.json, on process 0: for people and other programs. A run itself goes by its checkpoints."""
     if jax.process_index() > 0:
         return

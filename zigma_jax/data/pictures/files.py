@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from zigma_jax.data.pictures.decode import decode, upright_size
 from zigma_jax.data.pictures.pixels import center_crop
 from zigma_jax.errors import DataError
+from zigma_jax.files import AnyPath
 
 SUFFIXES = (
     ".png",
@@ -91,7 +92,7 @@ def find_pictures(root: Path) -> list[Path]:
     return [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
 
 
-def read_picture(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+def read_picture(path: AnyPath, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """A picture, cropped and resized as for training to `size`, or as large as it is.
 
     Raises:
@@ -102,12 +103,12 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.nd
     return _naming(path, lambda content: center_crop(decode(content), size))
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: AnyPath) -> tuple[int, int]:
     """(height, width) of a picture, upright, by its header alone. Raises as `read_picture`."""
     return _naming(path, upright_size)
 
 
-def _naming[T](path: Path, read: Callable[[bytes], T]) -> T:
+def _naming[T](path: AnyPath, read: Callable[[bytes], T]) -> T:
     try:
         return read(path.read_bytes())
     except DataError as error:
