@@ -152,6 +152,8 @@ class Run:
         if config.eval.every:
             self.evaluation = ScheduledEvaluation(config, workdir, self.draw, self.decoder, given.encoder)
         self.losses: list[Any] = []  # of the steps since the last log point
+        self.bad_before = 0  # unreadable samples of all processes, before this start
+        self.replaced = np.zeros(len(self.rows), np.int32)  # and since, in each of this process's rows of the batch
         self.compile_time = CompileTime()
         self._everywhere = jax.jit(lambda x: x, out_shardings=replicated(self.mesh))
         self.waited, self.logged = 0.0, time.perf_counter()  # for data since the last log point, and when that was
@@ -170,6 +172,7 @@ class Run:
             self.state, extra, self.step = self.checkpoints.restore(self.abstract_state)
             self.data.set_state(extra["data"])
             self.losses = list(extra.get("losses", ()))
+            self.bad_before = self.dataset.reads.bad
         else:
             self.state, self.step = self.init_state(), 0
         if self.evaluation is not None:
@@ -243,6 +246,7 @@ class Run:
         asked = time.perf_counter()
         batch = next(self.data)
         self.waited += time.perf_counter() - asked
+        self.replaced = self.replaced + batch["replaced"]
         return batch
 
     def _to_devices(self, batch: Batch) -> dict[str, jax.Array]:
@@ -253,10 +257,14 @@ class Run:
     def _about_input(self, batch: Batch) -> dict[str, Any]:
         now = time.perf_counter()
         share, self.waited, self.logged = self.waited / (now - self.logged), 0.0, now
+        # Read when the log point is written: which samples they are, to compare runs, and how many were unreadable.
+        crc32, bad = partial(_crc32, self._of_all(batch["index"])), partial(_sum, self._of_all(self.replaced))
+        return {"input_wait": share, "bad_samples": lambda: self.bad_before + bad(), "batch_crc32": crc32}
+
+    def _of_all(self, mine: np.ndarray) -> jax.Array:
+        """Numbers of all rows of the batch, of which each process has those of its own rows."""
         size, sharding = self.config.train.batch_size, batch_sharding(self.mesh)
-        samples = self._everywhere(from_rows(self.rows, batch["index"], size, sharding))  # those of all processes
-        crc32 = partial(_crc32, samples)  # which they are, to compare runs; read when the log point is written
-        return {"input_wait": share, "bad_samples": self.dataset.reads.bad, "batch_crc32": crc32}
+        return self._everywhere(from_rows(self.rows, mine, size, sharding))
 
     # ---- what the run says of itself
 
@@ -324,7 +332,12 @@ class Run:
         losses = [
             float(loss) for loss in jax.device_get(self.losses)
         ]  # so that the next mean is what it would have been
-        extra = {"config": to_dict(self.config), "data": self.data.get_state(), "losses": losses}
+        reads = {
+            "seen": self.step * self.config.train.batch_size,
+            "bad": self.bad_before + _sum(self._of_all(self.replaced)),
+        }
+        data = self.data.get_state() | reads  # of all processes
+        extra = {"config": to_dict(self.config), "data": data, "losses": losses}
         self.checkpoints.save(self.step, self.state, extra)
 
     def _check_skipped(self, metrics: dict[str, Any] | None, step: int) -> None:
@@ -364,6 +377,10 @@ def _mean(losses: list[Any]) -> float:
     values = np.array(jax.device_get(losses), np.float64)
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else math.nan
+
+
+def _sum(numbers: jax.Array) -> int:
+    return int(np.asarray(jax.device_get(numbers)).sum())
 
 
 def _crc32(indices: jax.Array) -> int:

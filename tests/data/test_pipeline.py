@@ -34,6 +34,7 @@ def test_a_batch_holds_pictures_labels_and_indices(avatars):
         "image": ((4, 16, 12, 3), "uint8"),  # a quarter of what floats would take to the devices
         "label": ((4,), "int32"),
         "index": ((4,), "int32"),
+        "replaced": ((4,), "bool"),
     }
     captions = [texts[0] for texts in dataset.captions(batch)]
     for label, caption in zip(batch["label"], captions, strict=True):
@@ -161,6 +162,7 @@ def test_damaged_pictures_are_counted_reported_and_replaced(damaged):
     assert sorted(call.args[1] for call in warning.call_args_list) == [7, 7, 20, 20]
     seen = np.concatenate([b["index"] for b in batches])
     assert not {7, 20} & set(seen)
+    assert sum(batch["replaced"].sum() for batch in batches) == 4
     assert len(set(seen)) == 38
     for batch in batches:  # the index is that of the picture in the batch, replaced or not
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], 5 * batch["index"])

@@ -31,11 +31,13 @@ from zigma_jax.errors import ConfigError, DataError, MissingPackageError
 Batch = dict[str, np.ndarray]
 """`image` uint8 (b, h, w, 3) and, if pictures are mirrored at random, `flip` bool (b,), whether one is to be: the
 devices mirror, and make floats of bytes (`zigma_jax.training.samples.pictures`). Or `video` uint8 (b, f, h, w, 3). Or,
-of an encoded set, `mean` and, if its network has one, `std`, float16 (b, [f,] h, w, c), in the network's units. `index`
-int32 (b,), the record's place in the
-data set; `label` int32 (b,) if the set has classes. With text, of one caption a picture: `tokens` float16 (b, m, width)
-or `token_ids` int32 (b, m), and `token_mask` bool (b, m) if the encoder has one; see `TextSet` and
-`TokenizedCaptions`."""
+of an encoded set, `mean` and, if its network has one, `std`, float16 (b, [f,] h, w, c), in the network's units.
+
+`index` int32 (b,), the record's place in the data set; `replaced` bool (b,), whether it stands for another that was
+unreadable; `label` int32 (b,) if the set has classes.
+
+With text, of one caption a picture: `tokens` float16 (b, m, width) or `token_ids` int32 (b, m), and `token_mask`
+bool (b, m) if the encoder has one; see `TextSet` and `TokenizedCaptions`."""
 
 _PREFETCH = 4  # batches made ahead, in one background thread
 _FLIP, _REPLACE, _ORDER, _CAPTION, _WINDOW = 1, 2, 3, 4, 5  # what a random stream is for
@@ -128,7 +130,8 @@ class _Reader:
         batch = self.examples.batch([example for _, example, _ in read])
         if self.text is not None:
             batch |= self.text.batch([words for _, _, words in read])
-        return {**batch, "index": np.array([index for index, _, _ in read], np.int32)}, failures
+        found = np.array([index for index, _, _ in read], np.int32)
+        return {**batch, "index": found, "replaced": found != np.asarray(indices)}, failures
 
     def _read(self, index: int, flip: bool, number: int, failures: list[tuple[int, str]]) -> tuple[int, Any, Any]:
         caption, window = (int(_draw(self.seed, purpose, number, 1)[0]) for purpose in (_CAPTION, _WINDOW))
