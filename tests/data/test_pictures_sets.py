@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import picture, write
+from zigma_jax import processes
 from zigma_jax.data.pictures.pixels import to_float
 from zigma_jax.data.pictures.sets import of_dataset, of_files
 from zigma_jax.data.pipeline import DataConfig, one_pass, open_source
@@ -101,3 +102,39 @@ def test_a_data_set_is_not_mirrored(data_dir):
     part = of_dataset(config, info, limit=10)
     np.testing.assert_array_equal(everything(part, 4), expected[:10])
     assert part.about["first"] == "10"  # so that its features are not taken for the whole set's
+
+
+def test_processes_read_their_shares_of_pictures_and_of_clips(data_dir, tmp_path, monkeypatch):
+    """Numbers p, p + 3, … of each batch, and together the batches that one process reads."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for i in range(7):
+        levels = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.uint8(30 * i)
+        frames = [Image.fromarray(np.broadcast_to(level, (8, 8, 3))) for level in levels]
+        frames[0].save(clips / f"{i}.webp", save_all=True, append_images=frames[1:], lossless=True)
+    configs = [
+        (DataConfig("avatars/tiny", data_dir, image_size=8), 10),
+        (DataConfig("folder", str(tmp_path), image_size=8, folder=str(clips), frames=3), 7),
+    ]
+    for config, count in configs:
+        info = open_source(config).info
+        whole = np.concatenate(list(of_dataset(config, info, limit=count).batches(4)))
+        monkeypatch.setattr(processes, "count", lambda: 3)
+        read = []
+        for index in range(3):
+            monkeypatch.setattr(processes, "index", lambda index=index: index)
+            shares = of_dataset(config, info, limit=count).shares
+            assert shares is not None
+            read.append(list(shares(4)))
+        monkeypatch.undo()
+        assert [[total for total, _ in each] for each in read] == [
+            [6] * (count // 6) + [count % 6] * bool(count % 6)
+        ] * 3
+        together = [
+            mine[place]
+            for batches in zip(*read, strict=True)
+            for place in range(2)
+            for _, mine in batches
+            if place < len(mine)
+        ]
+        np.testing.assert_array_equal(np.stack(together), whole)

@@ -24,7 +24,7 @@ class Share(NamedTuple):
     """Of a batch of `total` pictures those of this process: numbers p, p + P, …, of process p of P."""
 
     total: int
-    images: UInt8[np.ndarray, "_b h w 3"] | UInt8[Array, "_b h w 3"]
+    images: UInt8[np.ndarray, "_b *size 3"] | UInt8[Array, "_b *size 3"]
 
     @classmethod
     def of(cls, images: Any) -> "Share":
@@ -107,7 +107,7 @@ def extract(
 
     def collect(outputs: dict[str, Array], n: int) -> None:
         wanted = [name for name in dict.fromkeys((*GAUSSIAN, *KEPT)) if name in outputs]  # in one order everywhere
-        rows = {name: _of_all(outputs[name])[:n] for name in wanted}
+        rows = {name: of_all(outputs[name])[:n] for name in wanted}
         for name in GAUSSIAN:
             if name not in rows:
                 continue
@@ -164,7 +164,10 @@ def _check_images(images: np.ndarray | Array, size: tuple[int, ...] | None) -> t
     return images.shape[1:-1]
 
 
-def _of_all(rows: Float[Array, "b _"]) -> Float[np.ndarray, "n _"]:
-    """The rows of all processes on this host, in the order of the pictures that were shared out."""
+def of_all(rows: Float[Array, "b _"] | Float[np.ndarray, "b _"]) -> Float[np.ndarray, "n _"]:
+    """The rows of all processes on this host, float32, in the order of the pictures that were shared out.
+
+    Every process gives as many rows: those beyond the pictures that there are come last.
+    """
     shares = processes.allgather(np.asarray(rows, np.float32))
     return np.swapaxes(shares, 0, 1).reshape(-1, shares.shape[-1])

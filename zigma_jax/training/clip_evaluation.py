@@ -7,11 +7,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
+from zigma_jax import processes
 from zigma_jax.data.pictures.sets import Pictures
 from zigma_jax.data.sources import Source
 from zigma_jax.errors import MissingPackageError, WeightsError
 from zigma_jax.files import AnyPath, in_bucket
 from zigma_jax.metrics import changes, frozen, motion, shuffled
+from zigma_jax.metrics.features import Share, of_all
 from zigma_jax.networks import Extractor, load_network
 from zigma_jax.training.evaluation import features_path, measure, reference_features, with_bar
 
@@ -85,4 +87,9 @@ def of_motion(sets: Mapping[str, Pictures], originals: Pictures, batch_size: int
 
 
 def _changes(clips: Pictures, batch_size: int, name: str) -> Float[np.ndarray, "n f"]:
-    return np.concatenate([changes(batch) for batch in with_bar(clips, max(1, batch_size // clips.size[0]), name)])
+    found = []
+    for batch in with_bar(clips, max(1, batch_size // clips.size[0]), name):
+        total, mine = batch if isinstance(batch, Share) else Share.of(batch)
+        filled = np.resize(mine, (-(-total // processes.count()), *mine.shape[1:]))  # as many on every process
+        found.append(of_all(changes(filled))[:total])
+    return np.concatenate(found)

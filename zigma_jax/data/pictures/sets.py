@@ -4,8 +4,9 @@ And as `zigma_jax.sample --encode` takes them: all at once, as floats, with thei
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,27 +88,33 @@ def of_dataset(config: DataConfig, info: SourceInfo, limit: int | None = None) -
             for batch in one_pass(config, batch_size=batch_size, records=chosen):
                 yield batch["video"]
 
+        size = (config.frames, *config.size)
+        shares = functools.partial(_shares, config, chosen, "video", size)
         rate = f"stride {config.stride}" if config.fps is None else f"{config.fps:g} frames a second"
         pixels = f"{config.frames} x {config.size[0]} x {config.size[1]}"
         about = {"dataset": info.name, "split": info.split, "pixels": pixels, "window": rate}
         about |= {"spread": str(count)} if count < info.length else {}
-        return Pictures(count, (config.frames, *config.size), about, windows)
+        return Pictures(count, size, about, windows, shares)
 
     def batches(batch_size: int) -> Iterator[np.ndarray]:
         for batch in one_pass(config, batch_size=batch_size, limit=count):
             yield batch["image"]
 
-    def shares(batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-        index, every = processes.index(), processes.count()
-        each = -(-batch_size // every)
-        mine = one_pass(config, batch_size=each, limit=count, process_index=index, process_count=every)
-        for first in range(0, count, each * every):
-            total = min(each * every, count - first)
-            batch = next(mine)["image"] if total > index else np.zeros((0, *config.size, 3), np.uint8)
-            yield total, batch
-
+    shares = functools.partial(_shares, config, range(count), "image", config.size)
     about = {"dataset": info.name, "split": info.split, "pixels": f"{config.size[0]} x {config.size[1]}"}
     return Pictures(count, config.size, about | ({"first": str(count)} if count < info.length else {}), batches, shares)
+
+
+def _shares(
+    config: DataConfig, records: Sequence[int], name: str, size: Size, batch_size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """As `Pictures.shares` has them, of these records."""
+    index, every = processes.index(), processes.count()
+    each = -(-batch_size // every)
+    mine = one_pass(config, batch_size=each, records=records, process_index=index, process_count=every)
+    for first in range(0, len(records), each * every):
+        total = min(each * every, len(records) - first)
+        yield total, next(mine)[name] if total > index else np.zeros((0, *size, 3), np.uint8)
 
 
 def of_files(path: Path, size: Size | None = None, limit: int | None = None) -> Pictures:
