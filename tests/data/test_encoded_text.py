@@ -351,7 +351,7 @@ def test_batches_have_one_caption_of_each_picture_drawn_anew(text, source, confi
     seen: dict[int, list[int]] = {}
     for batch in batches:
         m = text.length
-        shapes = {"image": (32, 8, 8, 3), "label": (32,), "index": (32,), "token_mask": (32, m)}
+        shapes = {"image": (32, 8, 8, 3), "label": (32,), "index": (32,), "replaced": (32,), "token_mask": (32, m)}
         shapes |= {"tokens": (32, m, 8)} if "tokens" in batch else {"token_ids": (32, m)}
         assert {name: array.shape for name, array in batch.items()} == shapes
         assert batch["token_mask"].dtype == bool

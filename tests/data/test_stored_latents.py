@@ -70,7 +70,7 @@ def test_batches_are_the_latents_in_the_networks_units(config, tmp_path):
     assert (len(made), made.shape, made.mirrored, made.unreadable) == (20, SHAPE, False, 0)
     dataset = make_dataset(config, global_batch=8, seed=1, num_classes=3, encoded=made)
     for batch in itertools.islice(dataset, 5):
-        assert batch.keys() == {"mean", "label", "index"}
+        assert batch.keys() == {"mean", "label", "index", "replaced"}
         wanted = np.stack([latent(i) for i in batch["index"]])
         np.testing.assert_allclose(batch["mean"], wanted, rtol=1e-3)
         np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
