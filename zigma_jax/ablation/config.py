@@ -101,8 +101,7 @@ class Experiment:
             f"must be a multiple of {CELLS} for ablation.features = {features!r}",
         )
         for scan in self.ablation.scans:
-            self.run(scan, self.ablation.seeds[0])  # its fields are checked
-            cfg = variant(model, scan.split()[0])
+            cfg = self.run(scan, self.ablation.seeds[0]).model
             if isinstance(cfg, ZigMaConfig) and cfg.mixer != "attention":
                 scanning = sum(not cfg.attends(layer) for layer in range(cfg.depth))
                 period = scan_orders(cfg.scan, cfg.grid, seed=cfg.scan_seed).period
@@ -113,7 +112,7 @@ class Experiment:
 
     def run(self, scan: str, seed: int, steps: int | None = None) -> RunConfig:
         """The configuration of one run, of other `steps` than the base's if given."""
-        backbone, *changes = scan.split()
+        backbone, *changes = scan.split(" ")
         config = to_dict(self.base)
         for change in changes:
             name, equals, value = change.partition("=")

@@ -66,8 +66,7 @@ def attention(
 
     On NVIDIA GPUs, from Ampere on, that is cuDNN's flash attention wherever it can be: in bfloat16, of heads of at
     most 128 channels, a multiple of 8. Elsewhere, where tokens are many, it is computed for one head and some queries
-    at a time, whose scores stay in a CPU's cache, and again in the backward pass. Softmax is in
-    float32.
+    at a time, so that the scores stay in a CPU's cache, and computed again in the backward pass. Softmax is in float32.
     """
     length, size, keys = q.shape[1], q.shape[3], k.shape[1]
     capability = nvidia_capability()
